@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weight averaging whose memory grows with the training, so that short and long trainings need no tuning."""
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+EXPONENT = 6.94
+"""Exponent of the power-function average whose profile has a standard deviation of a tenth of the training so far."""
+
+
+def power_average(network: nn.Module) -> AveragedModel:
+    """Return a running average of a network's weights and batch-norm statistics.
+
+    After step ``t`` the average moves towards the weights by ``1 - (1 - 1/t) ** (EXPONENT + 1)``: it follows at once in
+    the beginning and then remembers about the last tenth of the training, however long that is (power-function
+    averaging, Karras et al., CVPR 2024, section 3.1). Call ``update_parameters(network)`` after each optimiser step.
+
+    Args:
+        network: The network in training. The average starts as a copy, whose parameters take no gradients.
+    """
+    average = AveragedModel(network, multi_avg_fn=_move_towards, use_buffers=True)
+    return average.requires_grad_(False)
+
+
+@torch.no_grad()
+def _move_towards(average: list[torch.Tensor], current: list[torch.Tensor], n_averaged: torch.Tensor) -> None:
+    weight = 1 - (1 - 1 / (n_averaged + 1)) ** (EXPONENT + 1)
+    for averaged_value, value in zip(average, current, strict=True):
+        if averaged_value.is_floating_point():
+            averaged_value.lerp_(value, weight.to(averaged_value.dtype))
+        else:  # Counters of batches.
+            averaged_value.copy_(value)

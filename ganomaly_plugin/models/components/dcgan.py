@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DCGAN building blocks: the convolutional pyramids that the models share.
+
+Every convolution is bias-free and halves or doubles the image with a 4x4 kernel, stride 2 and padding 1, as in Radford
+et al., "Unsupervised Representation Learning with Deep Convolutional GANs", ICLR 2016, and in the GANomaly code.
+Image sizes need not be powers of two: an odd side is floored on the way down, and the decoder's output padding restores
+it on the way up.
+"""
+
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+MINIMUM_IMAGE_SIZE = 28
+"""Shorter side, in pixels, below which no two halvings leave a feature map worth encoding."""
+
+
+def pyramid_sizes(image_size: tuple[int, int]) -> list[tuple[int, int]]:
+    """Return the spatial sizes of the encoder's feature maps, from the image down to the last map.
+
+    Halving stops once the shorter side is below 8 pixels, which leaves 4x4 for every power of two.
+
+    Args:
+        image_size: Height and width in pixels, each at least ``MINIMUM_IMAGE_SIZE``.
+
+    Returns:
+        Heights and widths, the image's own first.
+
+    Example:
+        >>> pyramid_sizes((32, 32))
+        [(32, 32), (16, 16), (8, 8), (4, 4)]
+        >>> pyramid_sizes((39, 28))
+        [(39, 28), (19, 14), (9, 7)]
+    """
+    sizes = [image_size]
+    while min(sizes[-1]) >= 8:
+        height, width = sizes[-1]
+        sizes.append((height // 2, width // 2))
+    return sizes
+
+
+def pyramid_widths(n_stages: int, n_features: int, max_features: int | None) -> list[int]:
+    """Return the channels of each feature map: doubled at each halving, never above ``max_features``.
+
+    Args:
+        n_stages: Number of feature maps.
+        n_features: Channels of the first one.
+        max_features: Upper bound, or ``None`` for the paper's unbounded doubling.
+
+    Example:
+        >>> pyramid_widths(4, 64, 256)
+        [64, 128, 256, 256]
+    """
+    widths = [n_features * 2**stage for stage in range(n_stages)]
+    return widths if max_features is None else [min(width, max_features) for width in widths]
+
+
+class Encoder(nn.Module):
+    """Convolutional pyramid from an image to a latent code.
+
+    Args:
+        image_size: Height and width of the images in pixels.
+        input_channels: Channels of the images.
+        n_features: Channels after the first convolution.
+        latent_vec_size: Length of the latent code.
+        extra_layers: Number of 3x3 convolutions after the first one.
+        max_features: Upper bound on the channels of any layer, ``None`` for no bound.
+        add_final_conv_layer: If ``False``, the latent code is the last feature map itself.
+    """
+
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        input_channels: int,
+        n_features: int,
+        latent_vec_size: int,
+        extra_layers: int = 0,
+        max_features: int | None = None,
+        add_final_conv_layer: bool = True,
+    ) -> None:
+        super().__init__()
+        sizes = pyramid_sizes(image_size)[1:]
+        widths = pyramid_widths(len(sizes), n_features, max_features)
+        layers: list[nn.Module] = [
+            nn.Conv2d(input_channels, widths[0], 4, stride=2, padding=1, bias=False),
+            nn.LeakyReLU(0.2, inplace=True),
+        ]
+        for _ in range(extra_layers):
+            layers += [
+                nn.Conv2d(widths[0], widths[0], 3, padding=1, bias=False),
+                nn.BatchNorm2d(widths[0]),
+                nn.LeakyReLU(0.2, inplace=True),
+            ]
+        for width_in, width_out in pairwise(widths):
+            layers += [
+                nn.Conv2d(width_in, width_out, 4, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(width_out),
+                nn.LeakyReLU(0.2, inplace=True),
+            ]
+        self.features = nn.Sequential(*layers)
+        self.to_latent: nn.Module = (
+            nn.Conv2d(widths[-1], latent_vec_size, sizes[-1], bias=False) if add_final_conv_layer else nn.Identity()
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Encode images.
+
+        Args:
+            images: Shape ``(B, input_channels, H, W)``.
+
+        Returns:
+            Latent codes, ``(B, latent_vec_size, 1, 1)``, or the last feature map ``(B, C, h, w)`` if the encoder has
+            no final convolution.
+        """
+        latent: torch.Tensor = self.to_latent(self.features(images))
+        return latent
+
+
+class Decoder(nn.Module):
+    """Mirror of :class:`Encoder`: from a latent code to an image in [-1, 1].
+
+    Args:
+        image_size: Height and width of the images in pixels.
+        output_channels: Channels of the images.
+        n_features: Channels before the last convolution.
+        latent_vec_size: Length of the latent code.
+        extra_layers: Number of 3x3 convolutions before the last one.
+        max_features: Upper bound on the channels of any layer, ``None`` for no bound.
+        add_final_conv_layer: As for the encoder: if ``False``, decoding starts from its last feature map.
+    """
+
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        output_channels: int,
+        n_features: int,
+        latent_vec_size: int,
+        extra_layers: int = 0,
+        max_features: int | None = None,
+        add_final_conv_layer: bool = True,
+    ) -> None:
+        super().__init__()
+        sizes = pyramid_sizes(image_size)[::-1]
+        widths = pyramid_widths(len(sizes) - 1, n_features, max_features)[::-1]
+        layers: list[nn.Module] = []
+        if add_final_conv_layer:
+            layers += [
+                nn.ConvTranspose2d(latent_vec_size, widths[0], sizes[0], bias=False),
+                nn.BatchNorm2d(widths[0]),
+                nn.ReLU(inplace=True),
+            ]
+        for (width_in, width_out), (size_in, size_out) in zip(pairwise(widths), pairwise(sizes), strict=False):
+            layers += [
+                self._double(width_in, width_out, size_in, size_out),
+                nn.BatchNorm2d(width_out),
+                nn.ReLU(inplace=True),
+            ]
+        for _ in range(extra_layers):
+            layers += [
+                nn.Conv2d(widths[-1], widths[-1], 3, padding=1, bias=False),
+                nn.BatchNorm2d(widths[-1]),
+                nn.ReLU(inplace=True),
+            ]
+        layers += [self._double(widths[-1], output_channels, sizes[-2], sizes[-1]), nn.Tanh()]
+        self.layers = nn.Sequential(*layers)
+
+    @staticmethod
+    def _double(
+        width_in: int, width_out: int, size_in: tuple[int, int], size_out: tuple[int, int]
+    ) -> nn.ConvTranspose2d:
+        """Build the transposed convolution from one size of the pyramid to the next larger one."""
+        output_padding = (size_out[0] - 2 * size_in[0], size_out[1] - 2 * size_in[1])
+        return nn.ConvTranspose2d(
+            width_in, width_out, 4, stride=2, padding=1, output_padding=output_padding, bias=False
+        )
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        """Decode latent codes of the encoder's shape to images ``(B, output_channels, H, W)`` in [-1, 1]."""
+        images: torch.Tensor = self.layers(latent)
+        return images
+
+
+class Discriminator(nn.Module):
+    """An encoder to one number, the logit of "this image is real", that also hands out its last feature map.
+
+    Args:
+        image_size: Height and width of the images in pixels.
+        input_channels: Channels of the images.
+        n_features: Channels after the first convolution.
+        extra_layers: Number of 3x3 convolutions after the first one.
+        max_features: Upper bound on the channels of any layer, ``None`` for no bound.
+    """
+
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        input_channels: int,
+        n_features: int,
+        extra_layers: int = 0,
+        max_features: int | None = None,
+    ) -> None:
+        super().__init__()
+        encoder = Encoder(image_size, input_channels, n_features, 1, extra_layers, max_features)
+        self.features = encoder.features
+        self.classifier = encoder.to_latent
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Judge images.
+
+        Args:
+            images: Shape ``(B, input_channels, H, W)``.
+
+        Returns:
+            Logits ``(B,)``, positive for real, and features ``(B, C, h, w)``.
+        """
+        features = self.features(images)
+        return self.classifier(features).flatten(), features
+
+
+def initialise_weights(network: nn.Module) -> None:
+    """Initialise every layer of a network in place, as DCGAN does.
+
+    Convolution weights are drawn from N(0, 0.02), batch-norm weights from N(1, 0.02), batch-norm biases are zero.
+    Running statistics stay as they are.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.normal_(module.weight, 0.0, 0.02)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 1.0, 0.02)
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From raw scores to user-facing ones, labels and masks."""
+
+import logging
+from typing import Any
+
+import torch
+from anomalib.data import Batch, ImageBatch
+from anomalib.metrics import F1AdaptiveThreshold
+from anomalib.post_processing import PostProcessor
+from lightning.pytorch import LightningModule, Trainer
+from torchmetrics.utilities.data import dim_zero_cat
+
+logger = logging.getLogger(__name__)
+
+SMALLEST_THRESHOLD = 1e-6
+"""Keeps ``s / (s + t)`` finite where every validation score is zero, in half precision too."""
+
+
+class OneClassThreshold(F1AdaptiveThreshold):
+    """The F1-optimal threshold, or a quantile of the normal scores where validation holds no anomaly.
+
+    Args:
+        normal_quantile: Share of the normal scores, in (0, 1], that must not exceed the threshold.
+        **kwargs: Arguments of anomalib's ``F1AdaptiveThreshold``.
+    """
+
+    def __init__(self, normal_quantile: float, **kwargs: Any) -> None:  # noqa: ANN401  (anomalib defines them)
+        super().__init__(**kwargs)
+        self.normal_quantile = normal_quantile
+
+    def compute(self) -> torch.Tensor:
+        """Return the threshold, a scalar in the unit of the scores."""
+        if self._has_anomalous_samples():
+            return super().compute()
+        scores = dim_zero_cat(self.preds).flatten()
+        # torch.quantile refuses more than 16 million values, which a few hundred anomaly maps hold.
+        rank = max(1, round(self.normal_quantile * scores.numel()))
+        return scores.kthvalue(rank).values
+
+
+class OneClassPostProcessor(PostProcessor):
+    """Map raw scores ``s`` to ``s / (s + t)``, where ``t`` is the threshold learnt on the validation images.
+
+    The result lies in [0, 1], is 0.5 at the threshold and grows strictly with ``s``, so nothing is clamped and no
+    ranking is lost. ``t`` is F1-optimal where the validation images hold anomalies; where they do not, it is a
+    quantile of the normal scores, and for the map a quantile of the normal images' pixels.
+
+    Args:
+        normal_quantile: Share of the normal validation images to call normal where none is anomalous, in (0, 1].
+        normal_pixel_quantile: The same for their pixels.
+        **kwargs: Arguments of anomalib's ``PostProcessor``, sensitivities among them: with sensitivity ``q`` an image
+            is anomalous if its user-facing score exceeds ``1 - q``.
+
+    Raises:
+        ValueError: If a quantile is outside (0, 1].
+    """
+
+    def __init__(
+        self,
+        normal_quantile: float = 0.99,
+        normal_pixel_quantile: float = 0.999,
+        **kwargs: Any,  # noqa: ANN401  (anomalib defines them)
+    ) -> None:
+        super().__init__(**kwargs)
+        for name, value in (("normal_quantile", normal_quantile), ("normal_pixel_quantile", normal_pixel_quantile)):
+            if not 0 < value <= 1:
+                msg = f"{name} is {value}; it is a share of the normal validation scores, so choose one in (0, 1]."
+                raise ValueError(msg)
+        self.normal_quantile = normal_quantile
+        self.normal_pixel_quantile = normal_pixel_quantile
+        self._build_threshold_metrics()
+
+    def _build_threshold_metrics(self) -> None:
+        self._image_threshold_metric = OneClassThreshold(
+            self.normal_quantile, fields=["pred_score", "gt_label"], strict=False
+        )
+        self._pixel_threshold_metric = OneClassThreshold(
+            self.normal_pixel_quantile, fields=["anomaly_map", "gt_mask"], strict=False
+        )
+
+    @property
+    def _checkpoint_config_keys(self) -> tuple[str, ...]:
+        return (*super()._checkpoint_config_keys, "normal_quantile", "normal_pixel_quantile")
+
+    def load_checkpoint_config(self, config: dict[str, Any]) -> None:
+        """Restore the configuration of a checkpoint."""
+        super().load_checkpoint_config(config)
+        self._build_threshold_metrics()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Batch,
+        *args: Any,  # noqa: ANN401  (Lightning defines them)
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Gather the raw scores and maps of one batch."""
+        super().on_validation_batch_end(trainer, pl_module, outputs, *args, **kwargs)
+        # Images without masks still tell how high the map rises where nothing is wrong.
+        if self.enable_thresholding and outputs.gt_mask is None and outputs.gt_label is not None:
+            normal = ~outputs.gt_label
+            if normal.any():
+                maps = outputs.anomaly_map[normal]
+                masks = torch.zeros_like(maps, dtype=torch.bool)
+                self._pixel_threshold_metric.update(
+                    ImageBatch(image=outputs.image[normal], anomaly_map=maps, gt_mask=masks)
+                )
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warn where no validation has set a threshold."""
+        del trainer, pl_module
+        self._warn_without_threshold()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warn where no validation has set a threshold."""
+        del trainer, pl_module
+        self._warn_without_threshold()
+
+    def _warn_without_threshold(self) -> None:
+        if self.image_threshold.isnan():
+            logger.warning(
+                "No threshold was learnt, since no validation ran: scores rank as they should, but labels and masks "
+                "mean nothing. Train with a validation split (e.g. val_split_mode: from_train), or load a checkpoint."
+            )
+
+    @staticmethod
+    def _normalize(
+        preds: torch.Tensor | None,
+        norm_min: torch.Tensor,
+        norm_max: torch.Tensor,
+        threshold: torch.Tensor,
+    ) -> torch.Tensor | None:
+        del norm_min, norm_max  # The ratio needs no range.
+        if preds is None:
+            return None
+        threshold = torch.where(threshold.isnan(), torch.ones_like(threshold), threshold)
+        threshold = threshold.clamp(min=SMALLEST_THRESHOLD)
+        return preds / (preds + threshold)

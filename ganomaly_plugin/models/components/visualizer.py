@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of what a reconstructing model sees."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from anomalib.data import ImageBatch, ImageItem
+from anomalib.models import AnomalibModule
+from anomalib.utils.path import generate_output_filename
+from anomalib.visualization import ImageVisualizer
+from anomalib.visualization.image.functional import add_text_to_image, create_image_grid, visualize_image
+from lightning.pytorch import Trainer
+from PIL import Image
+
+
+class ReconstructionVisualizer(ImageVisualizer):
+    """anomalib's image visualiser with the reconstruction beside the input.
+
+    The model under test must have a method ``reconstruct(images) -> images`` with values in [0, 1], both
+    ``(B, 3, H, W)``, on its torch model. All arguments are those of anomalib's ``ImageVisualizer``.
+    """
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: AnomalibModule,
+        outputs: ImageBatch,
+        batch: ImageBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Save one picture per image of the batch."""
+        del outputs, batch_idx, dataloader_idx
+        self.output_dir = self.output_dir or Path(trainer.default_root_dir) / "images"
+        datamodule: Any = getattr(trainer, "datamodule", None)
+        with torch.inference_mode():
+            reconstructions = pl_module.model.reconstruct(batch.image).cpu()
+        for item, reconstruction in zip(batch, reconstructions, strict=True):
+            filename = generate_output_filename(
+                input_path=item.image_path or "",
+                output_path=self.output_dir,
+                dataset_name=getattr(datamodule, "name", None),
+                category=getattr(datamodule, "category", None),
+            )
+            self.draw(item, reconstruction).save(filename)
+
+    def draw(self, item: ImageItem, reconstruction: torch.Tensor) -> Image.Image:
+        """Draw input, reconstruction and the visualiser's other panels side by side.
+
+        Args:
+            item: Image with its predictions.
+            reconstruction: Shape ``(3, H, W)``, values in [0, 1].
+        """
+        width, height = self.field_size
+        panel = visualize_image(reconstruction).resize(self.field_size)
+        text_config = dict(self.text_config)
+        if text_config.pop("enable", True):
+            panel = add_text_to_image(panel, "Reconstruction", **text_config)
+        stock = self.visualize(item)  # One row of panels, the input first.
+        panels = [stock.crop((left, 0, left + width, height)) for left in range(0, stock.width, width)]
+        panels.insert(1, panel)
+        return create_image_grid(panels, nrow=len(panels))

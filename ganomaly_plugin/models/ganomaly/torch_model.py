@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The networks of GANomaly (Akcay et al., ACCV 2018), in plain PyTorch."""
+
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from anomalib.data import InferenceBatch
+from anomalib.models.components import GaussianBlur2d
+from torch import nn
+
+from ganomaly_plugin.models.components.averaging import power_average
+from ganomaly_plugin.models.components.dcgan import MINIMUM_IMAGE_SIZE, Decoder, Encoder, initialise_weights
+from ganomaly_plugin.models.components.scores import latent_l1_score, latent_l2_score, reconstruction_error
+
+Score = Literal["latent_l1", "latent_l2", "reconstruction"]
+SCORES: tuple[str, ...] = get_args(Score)
+
+LUMINANCE = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in grey (ITU-R BT.601), as Pillow and torchvision have them."""
+
+
+class GeneratorOutput(NamedTuple):
+    """What the generator makes of a batch.
+
+    Attributes:
+        images: The images as the networks see them, ``(B, input_channels, H, W)`` in [-1, 1].
+        reconstructions: Same shape and range.
+        latent: Codes of the images, ``(B, latent_vec_size, 1, 1)``.
+        latent_of_reconstruction: Codes of the reconstructions, same shape.
+    """
+
+    images: torch.Tensor
+    reconstructions: torch.Tensor
+    latent: torch.Tensor
+    latent_of_reconstruction: torch.Tensor
+
+
+class Generator(nn.Module):
+    """Encoder, decoder and a second encoder with weights of its own (paper, section 3.1).
+
+    Args:
+        image_size: Height and width of the images in pixels.
+        input_channels: Channels of the images.
+        n_features: Channels after the first convolution.
+        latent_vec_size: Length of the latent code.
+        extra_layers: Number of additional 3x3 convolutions in each network.
+        max_features: Upper bound on the channels of any layer, ``None`` for no bound.
+        add_final_conv_layer: If ``False``, the latent code is the last feature map itself.
+    """
+
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        input_channels: int,
+        n_features: int,
+        latent_vec_size: int,
+        extra_layers: int = 0,
+        max_features: int | None = None,
+        add_final_conv_layer: bool = True,
+    ) -> None:
+        super().__init__()
+        shape = (
+            image_size,
+            input_channels,
+            n_features,
+            latent_vec_size,
+            extra_layers,
+            max_features,
+            add_final_conv_layer,
+        )
+        self.encoder1 = Encoder(*shape)
+        self.decoder = Decoder(*shape)
+        self.encoder2 = Encoder(*shape)
+
+    def forward(self, images: torch.Tensor) -> GeneratorOutput:
+        """Rebuild images ``(B, input_channels, H, W)`` in [-1, 1] and encode them before and after."""
+        latent = self.encoder1(images)
+        reconstructions = self.decoder(latent)
+        return GeneratorOutput(images, reconstructions, latent, self.encoder2(reconstructions))
+
+
+class GANomalyModel(nn.Module):
+    """The generator with its anomaly score and map.
+
+    The discriminator is needed for training alone and lives in the Lightning module, so nothing that infers carries it.
+
+    Args:
+        image_size: Height and width of the images in pixels, each at least 28.
+        input_channels: 3 for colour, 1 for grey; colour images are turned grey inside the model.
+        n_features: Channels after the first convolution.
+        latent_vec_size: Length of the latent code.
+        extra_layers: Number of additional 3x3 convolutions in each network.
+        max_features: Upper bound on the channels of any layer, ``None`` for the paper's unbounded doubling.
+        add_final_conv_layer: If ``False``, the latent code is the last feature map itself.
+        score: ``latent_l1`` (the paper), ``latent_l2`` (its code) or ``reconstruction`` (the map's mean).
+        map_sigma: Standard deviation in pixels of the Gaussian that smooths the anomaly map.
+        average_weights: Whether to infer with a running average of the generator's weights.
+
+    Raises:
+        ValueError: If an argument is out of its range; the message names the value, the rule and what works.
+    """
+
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        input_channels: int = 3,
+        n_features: int = 64,
+        latent_vec_size: int = 100,
+        extra_layers: int = 0,
+        max_features: int | None = 512,
+        add_final_conv_layer: bool = True,
+        score: Score = "latent_l1",
+        map_sigma: float = 2.0,
+        average_weights: bool = True,
+    ) -> None:
+        super().__init__()
+        _check_arguments(
+            image_size, input_channels, n_features, latent_vec_size, extra_layers, max_features, score, map_sigma
+        )
+        self.image_size = image_size
+        self.input_channels = input_channels
+        self.score = score
+        self.generator = Generator(
+            image_size,
+            input_channels,
+            n_features,
+            latent_vec_size,
+            extra_layers,
+            max_features,
+            add_final_conv_layer,
+        )
+        initialise_weights(self.generator)
+        self.smooth = GaussianBlur2d(sigma=map_sigma)
+        self.register_buffer("luminance", torch.tensor(LUMINANCE).view(1, 3, 1, 1), persistent=False)
+        self.luminance: torch.Tensor
+        # A quarter faster than the default layout on CPUs, and what tensor cores want.
+        self.to(memory_format=torch.channels_last)
+        self.average = power_average(self.generator) if average_weights else None
+
+    @property
+    def inference_generator(self) -> Generator:
+        """The generator that scores and reconstructs: the averaged one, if there is one."""
+        return self.generator if self.average is None else self.average.module
+
+    def update_average(self) -> None:
+        """Let the average follow the generator; call after each optimiser step."""
+        if self.average is not None:
+            self.average.update_parameters(self.generator)
+
+    def forward(self, images: torch.Tensor) -> GeneratorOutput | InferenceBatch:
+        """Rebuild images, and score them outside training.
+
+        In evaluation on a CPU the images pass one by one: kernels split the work of a batch among threads in ways that
+        change the last bits of a result, and a score must not depend on an image's neighbours. Accelerators and
+        exported graphs take the batch as a whole.
+
+        Args:
+            images: Shape ``(B, 3, H, W)`` in [-1, 1], or ``(B, 1, H, W)`` if the model has one channel.
+
+        Returns:
+            In training the generator's output; otherwise ``pred_score`` ``(B,)`` and ``anomaly_map``
+            ``(B, 1, H, W)``, both non-negative and unbounded but for the map, which lies in [0, 1].
+
+        Raises:
+            ValueError: If the images have another size or number of channels than the model.
+        """
+        if self.training:
+            output: GeneratorOutput = self.generator(self._to_input(images))
+            return output
+        if images.device.type != "cpu" or torch.compiler.is_compiling():
+            return self._infer(images)
+        parts = [self._infer(image) for image in images.split(1)]
+        return InferenceBatch(
+            pred_score=torch.cat([part.pred_score for part in parts]),
+            anomaly_map=torch.cat([part.anomaly_map for part in parts]),
+        )
+
+    def reconstruct(self, images: torch.Tensor) -> torch.Tensor:
+        """Return what the generator makes of images, ``(B, 3, H, W)`` in [0, 1], for people to look at."""
+        latent = self.inference_generator.encoder1(self._to_input(images))
+        return (self.inference_generator.decoder(latent).expand(-1, 3, -1, -1) + 1) / 2
+
+    def _infer(self, images: torch.Tensor) -> InferenceBatch:
+        images, reconstructions, latent, latent_of_reconstruction = self.inference_generator(self._to_input(images))
+        error = reconstruction_error(images, reconstructions)
+        if self.score == "latent_l1":
+            score = latent_l1_score(latent, latent_of_reconstruction)
+        elif self.score == "latent_l2":
+            score = latent_l2_score(latent, latent_of_reconstruction)
+        else:
+            score = error.flatten(1).mean(1)
+        return InferenceBatch(pred_score=score, anomaly_map=self.smooth(error))
+
+    def _to_input(self, images: torch.Tensor) -> torch.Tensor:
+        """Bring images into the networks' channels and memory layout."""
+        if images.shape[-2:] != self.image_size:
+            msg = (
+                f"The images are {tuple(images.shape[-2:])} pixels, but the model is built for {self.image_size}: "
+                f"set image_size to the images' size, or let a pre-processor resize them."
+            )
+            raise ValueError(msg)
+        if self.input_channels == 1 and images.shape[1] == 3:
+            images = (images * self.luminance).sum(1, keepdim=True)
+        return images.contiguous(memory_format=torch.channels_last)
+
+
+def _check_arguments(
+    image_size: tuple[int, int],
+    input_channels: int,
+    n_features: int,
+    latent_vec_size: int,
+    extra_layers: int,
+    max_features: int | None,
+    score: str,
+    map_sigma: float,
+) -> None:
+    """Refuse what the networks cannot be built from."""
+    height, width = image_size
+    if min(height, width) < MINIMUM_IMAGE_SIZE:
+        nearest = (max(height, MINIMUM_IMAGE_SIZE), max(width, MINIMUM_IMAGE_SIZE))
+        msg = f"image_size is {image_size}; each side must be at least {MINIMUM_IMAGE_SIZE}: the nearest is {nearest}."
+        raise ValueError(msg)
+    if input_channels not in {1, 3}:
+        msg = f"input_channels is {input_channels}; choose 1 (grey) or 3 (colour)."
+        raise ValueError(msg)
+    for name, value, minimum in (
+        ("n_features", n_features, 1),
+        ("latent_vec_size", latent_vec_size, 1),
+        ("extra_layers", extra_layers, 0),
+    ):
+        if value < minimum:
+            msg = f"{name} is {value}; it must be at least {minimum}."
+            raise ValueError(msg)
+    if max_features is not None and max_features < n_features:
+        msg = f"max_features is {max_features}; it must be None or at least n_features, which is {n_features}."
+        raise ValueError(msg)
+    if score not in SCORES:
+        msg = f"score is {score!r}; choose one of {', '.join(SCORES)}."
+        raise ValueError(msg)
+    # The blur's kernel reaches 4 standard deviations and is reflected at the border.
+    largest_sigma = (min(height, width) - 1) / 4 - 0.5
+    if not 0 < map_sigma <= largest_sigma:
+        msg = f"map_sigma is {map_sigma} pixels; for images of {image_size} choose one in (0, {largest_sigma}]."
+        raise ValueError(msg)

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every model of the package must do, whatever its networks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from anomalib.data import Folder, ImageBatch
+from anomalib.engine import Engine
+from anomalib.models import AnomalibModule
+from lightning.pytorch import seed_everything
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from .conftest import build_datamodule
+
+
+def build_engine(root: Path, **kwargs: Any) -> Engine:
+    """Build an engine without progress bars that keeps its results below ``root``."""
+    settings = {"max_epochs": 1, "accelerator": "cpu", "devices": 1, "enable_progress_bar": False} | kwargs
+    return Engine(default_root_dir=root, enable_model_summary=False, num_sanity_val_steps=0, **settings)
+
+
+def gather(batches: Sequence[ImageBatch], field: str) -> torch.Tensor:
+    """Concatenate one field of predicted batches."""
+    return torch.cat([getattr(batch, field) for batch in batches])
+
+
+class ModelTester:
+    """Subclass, say how to build the model in a small form, and every test below runs on it."""
+
+    SIZES: Sequence[tuple[int, int]] = ((28, 28), (32, 32), (39, 39), (64, 64), (224, 224), (256, 234), (300, 700))
+
+    def build(self, image_size: tuple[int, int] = (32, 32), input_channels: int = 3, **kwargs: Any) -> AnomalibModule:
+        """Build the model, small enough to train a step in a fraction of a second."""
+        raise NotImplementedError
+
+    def train(self, root: Path, datamodule: Folder, **kwargs: Any) -> AnomalibModule:
+        """Train a model from a fixed seed."""
+        seed_everything(7)
+        model = self.build()
+        build_engine(root, **kwargs).fit(model, datamodule=datamodule)
+        return model
+
+    def test_fit_test_predict(self, tmp_path: Path, datamodule: Folder) -> None:
+        """A trained model reports the AUROC and average precision that scikit-learn finds in the raw scores."""
+        seed_everything(7)
+        model = self.build()
+        engine = build_engine(tmp_path)
+        engine.fit(model, datamodule=datamodule)
+        (reported,) = engine.test(model, datamodule=datamodule)
+        predictions = engine.predict(model, datamodule=datamodule)
+
+        raw, labels = gather(predictions, "raw_score"), gather(predictions, "gt_label")
+        assert reported["image_AUROC"] == pytest.approx(roc_auc_score(labels, raw), abs=1e-6)
+        assert reported["image_AveragePrecision"] == pytest.approx(average_precision_score(labels, raw), abs=1e-6)
+        shown = gather(predictions, "pred_score")
+        assert raw.isfinite().all()
+        assert (raw >= 0).all()
+        assert ((shown >= 0) & (shown <= 1)).all()
+        order = raw.argsort()
+        assert (shown[order].diff()[raw[order].diff() > 1e-5 * raw.max()] > 0).all()
+        torch.testing.assert_close(gather(predictions, "pred_label"), shown > 0.5)
+        assert gather(predictions, "anomaly_map").shape == (len(raw), 32, 32)
+        assert gather(predictions, "pred_mask").dtype == torch.bool
+
+    def test_pictures_show_the_reconstruction(self, tmp_path: Path, datamodule: Folder) -> None:
+        """Each test image gets one picture: input, reconstruction, map and mask, each 256 pixels wide."""
+        from PIL import Image
+
+        model = self.build()
+        engine = build_engine(tmp_path)
+        engine.fit(model, datamodule=datamodule)
+        engine.test(model, datamodule=datamodule)
+        pictures = list(tmp_path.rglob("images/**/*.png"))
+        assert len(pictures) == len(datamodule.test_data)
+        assert Image.open(pictures[0]).size == (4 * 256, 256)
+
+    def test_score_depends_on_the_image_alone(self, tmp_path: Path, datamodule: Folder) -> None:
+        """An image's score and map have the same bits alone, in batches of any size and in any order."""
+        model = self.train(tmp_path, datamodule).eval()
+        images = torch.rand(9, 3, 32, 32) * 2 - 1
+        with torch.no_grad():
+            scores, _, maps, _ = model.model(images)
+            order = torch.randperm(9)
+            for size in (1, 2, 4, 9):
+                parts = [model.model(part) for part in images[order].split(size)]
+                assert torch.equal(torch.cat([part.pred_score for part in parts]), scores[order])
+                assert torch.equal(torch.cat([part.anomaly_map for part in parts]), maps[order])
+
+    def test_checkpoint_reloads(self, tmp_path: Path, datamodule: Folder) -> None:
+        """A checkpoint loads under weights-only unpickling and gives the same scores and labels."""
+        seed_everything(7)
+        model = self.build()
+        engine = build_engine(tmp_path)
+        engine.fit(model, datamodule=datamodule)
+        reloaded = type(model).load_from_checkpoint(engine.best_model_path, weights_only=True)
+        images = torch.rand(3, 3, 50, 60)
+        with torch.no_grad():
+            expected, actual = model.eval()(images), reloaded.eval()(images)
+        for name in ("pred_score", "pred_label", "anomaly_map", "pred_mask"):
+            assert torch.equal(getattr(expected, name), getattr(actual, name)), name
+
+    def test_same_seed_same_weights(self, tmp_path: Path, datamodule: Folder) -> None:
+        """Two trainings from one seed end in the same bits."""
+        first = self.train(tmp_path / "first", datamodule).state_dict()
+        second = self.train(tmp_path / "second", datamodule).state_dict()
+        assert all(torch.equal(first[name].nan_to_num(), second[name].nan_to_num()) for name in first)
+
+    def test_resumed_training_equals_uninterrupted(self, tmp_path: Path, digits_folder: Path) -> None:
+        """Two epochs, new objects and another seed, two epochs more: the bits of four epochs."""
+        whole = self.train(tmp_path / "whole", build_datamodule(digits_folder), max_epochs=4).state_dict()
+
+        seed_everything(7)
+        engine = build_engine(tmp_path / "first", max_epochs=2)
+        engine.fit(self.build(), datamodule=build_datamodule(digits_folder))
+        seed_everything(8)
+        resumed = self.build()
+        build_engine(tmp_path / "second", max_epochs=4).fit(
+            resumed, datamodule=build_datamodule(digits_folder), ckpt_path=engine.best_model_path
+        )
+        assert all(torch.equal(value.nan_to_num(), resumed.state_dict()[name].nan_to_num()) for name, value in whole.items())
+
+    @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+    def test_any_size_trains_and_scores(self, tmp_path: Path, digits_folder: Path, size: tuple[int, int]) -> None:
+        """Square or not, odd or even, every size from 28 up trains two steps and gives a map of its own size."""
+        model = self.build(image_size=size)
+        datamodule = build_datamodule(digits_folder, train_batch_size=2, eval_batch_size=2)
+        engine = build_engine(tmp_path, limit_train_batches=2, limit_val_batches=1)
+        engine.fit(model, datamodule=datamodule)
+        with torch.no_grad():
+            prediction = model.eval()(torch.rand(1, 3, 31, 77))
+        assert prediction.pred_score.isfinite().all()
+        assert prediction.anomaly_map.shape[-2:] == size
+
+    def test_grey_model_takes_colour_and_grey(self) -> None:
+        """A one-channel model scores a grey image and its three equal channels alike."""
+        model = self.build(input_channels=1).eval()
+        grey = torch.rand(2, 1, 32, 32) * 2 - 1
+        with torch.no_grad():
+            alone, tripled = model.model(grey), model.model(grey.expand(-1, 3, -1, -1))
+        torch.testing.assert_close(alone.pred_score, tripled.pred_score)
+        torch.testing.assert_close(alone.anomaly_map, tripled.anomaly_map)
+
+    def test_trains_without_anomalies_in_validation(self, tmp_path: Path, digits_folder: Path) -> None:
+        """With normal validation images alone there is a threshold, and normal images stay below it."""
+        model = self.build()
+        engine = build_engine(tmp_path)
+        datamodule = build_datamodule(digits_folder, val_split_mode="from_train", val_split_ratio=0.5)
+        engine.fit(model, datamodule=datamodule)
+        assert model.post_processor.image_threshold.isfinite()
+        assert model.post_processor.pixel_threshold.isfinite()
+        predictions = engine.predict(model, dataloaders=datamodule.val_dataloader())
+        assert gather(predictions, "pred_label").float().mean() <= 0.1
+        assert gather(predictions, "pred_mask").float().mean() <= 0.01
+
+    @pytest.mark.parametrize("monitor", ["val_score", "image_AUROC"])
+    def test_callbacks_find_a_validation_metric(self, tmp_path: Path, datamodule: Folder, monitor: str) -> None:
+        """EarlyStopping can watch either documented metric."""
+        from lightning.pytorch.callbacks import EarlyStopping
+
+        engine = build_engine(tmp_path, max_epochs=3, callbacks=[EarlyStopping(monitor, patience=0, mode="min")])
+        engine.fit(self.build(), datamodule=datamodule)
+        assert monitor in engine.trainer.callback_metrics
+
+    @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+    def test_precision(self, tmp_path: Path, datamodule: Folder, precision: str) -> None:
+        """Every epoch's losses are finite in single and in mixed precision."""
+        engine = build_engine(tmp_path, precision=precision)
+        engine.fit(self.build(), datamodule=datamodule)
+        losses = {name: value for name, value in engine.trainer.callback_metrics.items() if name.startswith("loss_")}
+        assert losses
+        assert all(value.isfinite() for value in losses.values())
+
+    def test_every_parameter_gets_a_gradient(self, tmp_path: Path, datamodule: Folder) -> None:
+        """Nothing that is optimised is left out of the backward passes, and autograd finds no anomaly."""
+        from lightning.pytorch import Callback
+
+        missing: list[str] = []
+
+        class Gradients(Callback):
+            def on_before_optimizer_step(self, _trainer: Any, pl_module: AnomalibModule, optimizer: Any) -> None:
+                names = {id(parameter): name for name, parameter in pl_module.named_parameters()}
+                missing.extend(
+                    names[id(parameter)]
+                    for group in optimizer.param_groups
+                    for parameter in group["params"]
+                    if parameter.grad is None or not parameter.grad.any()
+                )
+
+        engine = build_engine(tmp_path, callbacks=[Gradients()], detect_anomaly=True, limit_train_batches=2)
+        engine.fit(self.build(), datamodule=datamodule)
+        assert not missing

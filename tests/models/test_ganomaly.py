@@ -1,0 +1,387 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GANomaly against the shared requirements and against values worked out by hand."""
+
+import copy
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from anomalib.data import Folder, ImageBatch
+from anomalib.models import Ganomaly as StockGanomaly
+from lightning.pytorch import Trainer, seed_everything
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks.official_ganomaly import OfficialGANomaly
+from ganomaly_plugin.models.components import averaging, scores
+from ganomaly_plugin.models.ganomaly import GANomaly, lightning_model, loss
+
+from .model_tester import ModelTester, build_engine
+
+
+class TestGANomaly(ModelTester):
+    """The shared requirements."""
+
+    def build(self, image_size: tuple[int, int] = (32, 32), input_channels: int = 3, **kwargs: Any) -> GANomaly:
+        """A GANomaly a sixteenth as wide as the paper's."""
+        settings = {"n_features": 4, "latent_vec_size": 8, "max_features": 16} | kwargs
+        return GANomaly(image_size=image_size, input_channels=input_channels, **settings)
+
+
+def parameter_count(network: torch.nn.Module) -> int:
+    """Count a network's parameters."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "generator", "discriminator"),
+    [(32, 3, 3_206_528, 663_296), (32, 1, 3_200_384, 661_248), (64, 3, 10_729_856, 2_765_568)],
+)
+def test_parameter_counts_of_the_paper(size: int, channels: int, generator: int, discriminator: int) -> None:
+    """The default widths leave the paper's sizes as they are."""
+    model = GANomaly(image_size=size, input_channels=channels)
+    assert parameter_count(model.model.generator) == generator
+    assert parameter_count(model.discriminator) == discriminator
+
+
+def test_parameter_counts_at_256_pixels() -> None:
+    """Unbounded, 256 px doubles to the size of the official networks; the cap cuts it to a quarter."""
+    model = GANomaly(image_size=256, max_features=None)
+    assert parameter_count(model.model.generator) == 143_950_208
+    assert parameter_count(model.discriminator) == 44_739_328
+    capped = GANomaly(image_size=256)
+    assert parameter_count(capped.model.generator) == 35_901_824
+
+
+def test_initialisation_reaches_every_layer() -> None:
+    """Convolutions have no bias and N(0, 0.02) weights, batch norms N(1, 0.02) weights and zero biases."""
+    model = GANomaly(image_size=32)
+    for network in (model.model.generator, model.discriminator):
+        for layer in network.modules():
+            if isinstance(layer, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+                assert layer.bias is None
+                assert layer.weight.std().item() == pytest.approx(0.02, rel=0.1)
+            elif isinstance(layer, torch.nn.BatchNorm2d):
+                assert layer.weight.mean().item() == pytest.approx(1, abs=0.01)
+                assert layer.weight.std().item() == pytest.approx(0.02, rel=0.4)
+                assert not layer.bias.any()
+
+
+def test_encoders_hold_distinct_weights() -> None:
+    """The two encoders are alike in shape and share nothing."""
+    generator = GANomaly(image_size=32).model.generator
+    ids = {id(parameter) for parameter in generator.encoder1.parameters()}
+    assert ids.isdisjoint({id(parameter) for parameter in generator.encoder2.parameters()})
+
+
+def test_losses_by_hand() -> None:
+    """Each loss on numbers small enough for paper and pencil."""
+    two = torch.tensor([[0.0, 2.0]])
+    zero = torch.tensor([[0.0, 0.0]])
+    assert loss.feature_matching_loss(two, zero).item() == 2
+    assert loss.reconstruction_loss(two, zero).item() == 1
+    assert loss.latent_loss(two, zero).item() == 2
+    # sigmoid(log 3) = 3/4: calling it real costs -log 3/4, calling it fake -log 1/4.
+    logit = torch.tensor([math.log(3)])
+    assert loss.fooling_loss(logit).item() == pytest.approx(-math.log(0.75))
+    expected = (-math.log(0.75) - math.log(0.25)) / 2
+    assert loss.discriminator_loss(logit, logit).item() == pytest.approx(expected)
+
+
+def test_scores_by_hand() -> None:
+    """Scores and map on numbers small enough for paper and pencil."""
+    latent, other = torch.tensor([1.0, -3.0]).view(1, 2, 1, 1), torch.zeros(1, 2, 1, 1)
+    assert scores.latent_l1_score(latent, other).tolist() == [2]
+    assert scores.latent_l2_score(latent, other).tolist() == [5]
+    white, black = torch.ones(1, 3, 1, 1), -torch.ones(1, 3, 1, 1)
+    assert scores.reconstruction_error(white, black).tolist() == [[[[1]]]]
+
+
+@pytest.mark.parametrize("score", ["latent_l1", "latent_l2", "reconstruction"])
+def test_score_follows_its_definition(score: str) -> None:
+    """The model's score is what the paper, its code or the map say, computed here from the generator's output."""
+    model = GANomaly(image_size=32, n_features=4, score=score, map_sigma=0.1).model.eval()
+    images = torch.rand(3, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        _, reconstructions, latent, latent_of_reconstruction = model.average.module(images)
+        prediction = model(images)
+    difference = (latent - latent_of_reconstruction).flatten(1)
+    error = (images - reconstructions).abs() / 2
+    expected = {
+        "latent_l1": difference.norm(p=1, dim=1) / 100,
+        "latent_l2": difference.norm(dim=1) ** 2 / 100,
+        "reconstruction": error.mean(dim=(1, 2, 3)),
+    }
+    torch.testing.assert_close(prediction.pred_score, expected[score])
+    torch.testing.assert_close(prediction.anomaly_map, error.mean(1, keepdim=True))
+
+
+class Batches(Dataset):
+    """Ready batches of images, for the trainer to take as they are."""
+
+    def __init__(self, *batches: torch.Tensor) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> ImageBatch:
+        return ImageBatch(image=self.batches[index].clone(), gt_label=torch.zeros(len(self.batches[index])).long())
+
+    def loader(self) -> DataLoader:
+        """A loader in the given order."""
+        return DataLoader(self, batch_size=None)
+
+
+def train_on(model: GANomaly, *batches: torch.Tensor, **kwargs: Any) -> GANomaly:
+    """Train one epoch on ready batches in [-1, 1]."""
+    settings = {"max_epochs": 1, "accelerator": "cpu", "devices": 1, "logger": False} | kwargs
+    trainer = Trainer(
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, barebones=False, **settings
+    )
+    trainer.fit(model, train_dataloaders=Batches(*batches).loader())
+    return model
+
+
+def bare_model(**kwargs: Any) -> GANomaly:
+    """A narrow GANomaly that takes images as they are."""
+    settings: dict[str, Any] = {"image_size": 32, "n_features": 8, "latent_vec_size": 10} | kwargs
+    return GANomaly(pre_processor=False, evaluator=False, visualizer=False, **settings)
+
+
+def official_twin(model: GANomaly) -> OfficialGANomaly:
+    """The official code's networks with the model's weights."""
+    official = OfficialGANomaly(32, 3, width=8, latent=10)
+    ours = [*model.model.generator.state_dict().values(), *model.discriminator.state_dict().values()]
+    official.load_state_dict(dict(zip(official.state_dict(), ours, strict=True)))
+    return official
+
+
+def test_training_equals_the_official_order() -> None:
+    """Five steps with two shared discriminator passes move the weights as the official order's four passes do."""
+    seed_everything(3)
+    batches = [torch.rand(6, 3, 32, 32) * 2 - 1 for _ in range(5)]
+    model = bare_model()
+    official = official_twin(model)
+    initial = [value.clone() for value in official.state_dict().values()]
+    train_on(model, *batches)
+    for batch in batches:
+        official.step(batch)
+    ours = [*model.model.generator.parameters(), *model.discriminator.parameters()]
+    moved = 0.0
+    for before, expected, actual in zip(
+        (value for value, name in zip(initial, official.state_dict(), strict=True) if "running" not in name and "num_batches" not in name),
+        official.parameters(),
+        ours,
+        strict=True,
+    ):
+        moved = max(moved, (expected - before).abs().max().item())
+        torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-4)
+    assert moved > 5e-4
+
+
+def test_gradient_accumulation_averages_the_batches() -> None:
+    """Two accumulated batches move the weights as one step with the mean of their gradients does."""
+    seed_everything(3)
+    first, second = (torch.rand(4, 3, 32, 32) * 2 - 1 for _ in range(2))
+    model = bare_model()
+    twin = copy.deepcopy(model)
+    train_on(model, first, second, accumulate_grad_batches=2)
+    optimizer = twin.configure_optimizers()
+    for batch in (first, second):
+        images, reconstructions, latent, other = twin.model(batch)
+        real, fake = twin.discriminator(images), twin.discriminator(reconstructions)
+        generator_loss = (
+            loss.feature_matching_loss(real[1], fake[1])
+            + 50 * loss.reconstruction_loss(images, reconstructions)
+            + loss.latent_loss(latent, other)
+        )
+        twin.backward(torch.stack([generator_loss, loss.discriminator_loss(real[0], fake[0])]) / 2)
+    optimizer.step()
+    for expected, actual in zip(twin.model.generator.parameters(), model.model.generator.parameters(), strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_collapsed_discriminator_is_drawn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below the limit the weights are drawn anew; Adam's moments and running statistics stay."""
+    monkeypatch.setattr(lightning_model, "COLLAPSE_LOSS", float("inf"))
+    model = bare_model()
+    with torch.no_grad():
+        model.discriminator.classifier.weight.fill_(5)
+    train_on(model, torch.rand(4, 3, 32, 32))
+    assert model.discriminator.classifier.weight.abs().max() < 0.2
+    moments = [state["exp_avg"].abs().max() for state in model.optimizers().state.values()]
+    assert min(moments) > 0
+    assert model.discriminator.features[3].num_batches_tracked == 2
+
+
+def test_healthy_discriminator_is_left_alone() -> None:
+    """Above the limit nothing is drawn anew."""
+    model = bare_model()
+    with torch.no_grad():
+        model.discriminator.classifier.weight.fill_(5)
+    train_on(model, torch.rand(4, 3, 32, 32))
+    assert model.discriminator.classifier.weight.min() > 4.9
+
+
+def test_ddp_equals_the_joint_batch(tmp_path: Path) -> None:
+    """Two gloo processes with four images each take the step of one process with all eight."""
+    script = Path(__file__).parent / "ddp_step.py"
+    for devices in (1, 2):
+        subprocess.run(
+            [sys.executable, str(script), str(devices), str(tmp_path / f"{devices}.pt")], check=True, timeout=300
+        )
+    joint, distributed = torch.load(tmp_path / "1.pt"), torch.load(tmp_path / "2.pt")
+    assert (joint["before"]["discriminator.classifier.weight"] != joint["after"]["discriminator.classifier.weight"]).any()
+    for name, expected in joint["after"].items():
+        torch.testing.assert_close(distributed["after"][name], expected, atol=1e-6, rtol=1e-4)
+
+
+def test_average_follows_then_remembers() -> None:
+    """The first update copies; after t steps of a ramp the average lags by the profile's mean, t / (EXPONENT + 3)."""
+    network = torch.nn.Linear(1, 1, bias=False)
+    average = averaging.power_average(network)
+    for step in range(1, 1001):
+        torch.nn.init.constant_(network.weight, float(step))
+        average.update_parameters(network)
+        if step == 1:
+            assert average.module.weight.item() == 1
+    # Weights proportional to s ** EXPONENT on 1..t have the mean t * (EXPONENT + 1) / (EXPONENT + 2).
+    assert average.module.weight.item() == pytest.approx(1000 * 7.94 / 8.94, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image_size": 27}, r"image_size is \(27, 27\).*at least 28.*\(28, 28\)"),
+        ({"image_size": (64, 0)}, r"image_size is \(64, 0\).*\(64, 28\)"),
+        ({"image_size": -5}, "at least 28"),
+        ({"input_channels": 4}, r"input_channels is 4; choose 1 .* or 3"),
+        ({"n_features": 0}, "n_features is 0; it must be at least 1"),
+        ({"latent_vec_size": 0}, "latent_vec_size is 0"),
+        ({"extra_layers": -1}, "extra_layers is -1"),
+        ({"max_features": 8}, "max_features is 8; .* at least n_features, which is 64"),
+        ({"wadv": -1}, "wadv is -1; loss weights must be 0 or more"),
+        ({"wcon": float("nan")}, "wcon is nan"),
+        ({"wenc": -0.5}, "wenc is -0.5"),
+        ({"lr": 0}, "lr is 0"),
+        ({"beta1": 1}, "beta1 is 1"),
+        ({"score": "l3"}, "score is 'l3'; choose one of latent_l1, latent_l2, reconstruction"),
+        ({"adversarial": "wgan"}, "adversarial is 'wgan'; choose one of feature_matching, bce"),
+        ({"map_sigma": 0}, "map_sigma is 0"),
+        ({"map_sigma": 40}, r"map_sigma is 40 pixels; .* \(0, 15.25\]"),
+        ({"pre_processor": GANomaly.configure_pre_processor((32, 32))}, r"\(32, 32\) pixels, but image_size is \(64, 64\)"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
+    """Every bad value is named at construction, with the rule and what works."""
+    with pytest.raises(ValueError, match=message):
+        GANomaly(**arguments)
+
+
+def test_images_of_another_size_are_refused() -> None:
+    """Without a pre-processor, a wrong size is named rather than mis-scored."""
+    with pytest.raises(ValueError, match=r"\(40, 40\) pixels, but the model is built for \(32, 32\)"):
+        bare_model().model(torch.zeros(1, 3, 40, 40))
+
+
+def test_ganomaly_options_train() -> None:
+    """Extra layers, spatial latents, the 2018 adversarial form and no averaging all train a step."""
+    for options in (
+        {"extra_layers": 2},
+        {"add_final_conv_layer": False},
+        {"adversarial": "bce"},
+        {"average_weights": False},
+        {"input_channels": 1},
+    ):
+        model = train_on(bare_model(**options), torch.rand(4, 3, 32, 32)).eval()
+        with torch.no_grad():
+            assert model.model(torch.rand(1, 3, 32, 32)).pred_score.isfinite().all(), options
+
+
+def test_spatial_latent() -> None:
+    """Without the final convolution the code is the last feature map."""
+    generator = bare_model(add_final_conv_layer=False).model.generator
+    assert generator(torch.zeros(1, 3, 32, 32)).latent.shape == (1, 32, 4, 4)
+
+
+def test_stock_yaml_arguments_load(caplog: pytest.LogCaptureFixture) -> None:
+    """Every argument of anomalib's Ganomaly is taken; the one without effect says so."""
+    GANomaly(batch_size=32, n_features=64, latent_vec_size=100, extra_layers=0, add_final_conv_layer=True, wadv=1,
+             wcon=50, wenc=1, lr=0.0002, beta1=0.5, beta2=0.999)  # fmt: skip
+    assert "batch_size=32 has no effect" in caplog.text
+
+
+def test_nan_pixels_stop_training_by_name() -> None:
+    """A broken image stops training before it reaches the weights."""
+    images = torch.rand(4, 3, 32, 32)
+    images[2, 0, 5, 5] = float("nan")
+    model = bare_model()
+    with pytest.raises(ValueError, match="epoch 0, batch 1.*pixels of image 2 of the batch are not finite"):
+        train_on(model, torch.rand(4, 3, 32, 32), images)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_divergence_names_the_loss() -> None:
+    """A loss that overflows stops training with the loss's name and advice."""
+    model = bare_model()
+    with torch.no_grad():
+        model.discriminator.classifier.weight.fill_(1e38)
+    with pytest.raises(ValueError, match=r"diverged in epoch 0, batch 0: \{'loss_discriminator': (inf|nan)\}. Try a learning rate below"):
+        train_on(model, torch.rand(4, 3, 32, 32))
+
+
+def test_nan_pixels_are_named_when_scoring() -> None:
+    """A broken image has no score, and the error says which it is."""
+    model = bare_model().eval()
+    batch = ImageBatch(image=torch.rand(2, 3, 32, 32), image_path=["good.png", "bad.png"])
+    batch.image[1, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="score of bad.png is not finite"):
+        model.test_step(batch, 0)
+
+
+def test_constant_and_duplicate_images_score_finitely() -> None:
+    """Images without contrast train and score, and equal images score alike."""
+    model = train_on(bare_model(), torch.zeros(4, 3, 32, 32), torch.ones(4, 3, 32, 32)).eval()
+    with torch.no_grad():
+        scores_ = model.model(torch.stack([torch.zeros(3, 32, 32)] * 2)).pred_score
+    assert scores_.isfinite().all()
+    assert scores_[0] == scores_[1]
+
+
+def test_checkpoint_of_stock_ganomaly_is_refused(tmp_path: Path, datamodule: Folder) -> None:
+    """anomalib's own checkpoint is recognised."""
+    stock = StockGanomaly(n_features=4, latent_vec_size=8, pre_processor=GANomaly.configure_pre_processor((32, 32)))
+    engine = build_engine(tmp_path, limit_train_batches=1)
+    engine.fit(stock, datamodule=datamodule)
+    with pytest.raises(ValueError, match="not a checkpoint of ganomaly_plugin.GANomaly: anomalib's own Ganomaly"):
+        GANomaly.load_from_checkpoint(engine.best_model_path)
+
+
+def test_checkpoint_of_another_size_is_refused(tmp_path: Path, datamodule: Folder) -> None:
+    """A checkpoint for 32 pixels does not load into a model for 64."""
+    engine = build_engine(tmp_path, limit_train_batches=1)
+    engine.fit(GANomaly(image_size=32, n_features=4), datamodule=datamodule)
+    with pytest.raises(ValueError, match=r"image_size is \(32, 32\) in the checkpoint and \(64, 64\) in the model"):
+        build_engine(tmp_path).test(
+            GANomaly(n_features=4), datamodule=datamodule, ckpt_path=engine.best_model_path
+        )
+
+
+def test_trainer_flags_of_the_user_win(tmp_path: Path, datamodule: Folder) -> None:
+    """The model sets no trainer argument of its own."""
+    engine = build_engine(tmp_path, max_epochs=3, gradient_clip_val=0.5)
+    engine.fit(GANomaly(image_size=32, n_features=4), datamodule=datamodule)
+    assert engine.trainer.current_epoch == 3
+    assert engine.trainer.gradient_clip_val == 0.5
+
+
+def test_losses_are_logged_per_epoch(tmp_path: Path, datamodule: Folder) -> None:
+    """Every part of the objective can be watched under its documented name."""
+    engine = build_engine(tmp_path)
+    engine.fit(GANomaly(image_size=32, n_features=4), datamodule=datamodule)
+    expected = {"loss_adversarial", "loss_reconstruction", "loss_latent", "loss_discriminator"}
+    assert expected <= set(engine.trainer.callback_metrics)
