@@ -120,7 +120,9 @@ class ModelTester:
         build_engine(tmp_path / "second", max_epochs=4).fit(
             resumed, datamodule=build_datamodule(digits_folder), ckpt_path=engine.best_model_path
         )
-        assert all(torch.equal(value.nan_to_num(), resumed.state_dict()[name].nan_to_num()) for name, value in whole.items())
+        assert all(
+            torch.equal(value.nan_to_num(), resumed.state_dict()[name].nan_to_num()) for name, value in whole.items()
+        )
 
     @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
     def test_any_size_trains_and_scores(self, tmp_path: Path, digits_folder: Path, size: tuple[int, int]) -> None:

@@ -173,7 +173,11 @@ def test_training_equals_the_official_order() -> None:
     ours = [*model.model.generator.parameters(), *model.discriminator.parameters()]
     moved = 0.0
     for before, expected, actual in zip(
-        (value for value, name in zip(initial, official.state_dict(), strict=True) if "running" not in name and "num_batches" not in name),
+        (
+            value
+            for value, name in zip(initial, official.state_dict(), strict=True)
+            if "running" not in name and "num_batches" not in name
+        ),
         official.parameters(),
         ours,
         strict=True,
@@ -235,7 +239,9 @@ def test_ddp_equals_the_joint_batch(tmp_path: Path) -> None:
             [sys.executable, str(script), str(devices), str(tmp_path / f"{devices}.pt")], check=True, timeout=300
         )
     joint, distributed = torch.load(tmp_path / "1.pt"), torch.load(tmp_path / "2.pt")
-    assert (joint["before"]["discriminator.classifier.weight"] != joint["after"]["discriminator.classifier.weight"]).any()
+    assert (
+        joint["before"]["discriminator.classifier.weight"] != joint["after"]["discriminator.classifier.weight"]
+    ).any()
     for name, expected in joint["after"].items():
         torch.testing.assert_close(distributed["after"][name], expected, atol=1e-6, rtol=1e-4)
 
@@ -273,7 +279,10 @@ def test_average_follows_then_remembers() -> None:
         ({"adversarial": "wgan"}, "adversarial is 'wgan'; choose one of feature_matching, bce"),
         ({"map_sigma": 0}, "map_sigma is 0"),
         ({"map_sigma": 40}, r"map_sigma is 40 pixels; .* \(0, 15.25\]"),
-        ({"pre_processor": GANomaly.configure_pre_processor((32, 32))}, r"\(32, 32\) pixels, but image_size is \(64, 64\)"),
+        (
+            {"pre_processor": GANomaly.configure_pre_processor((32, 32))},
+            r"\(32, 32\) pixels, but image_size is \(64, 64\)",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
@@ -330,7 +339,10 @@ def test_divergence_names_the_loss() -> None:
     model = bare_model()
     with torch.no_grad():
         model.discriminator.classifier.weight.fill_(1e38)
-    with pytest.raises(ValueError, match=r"diverged in epoch 0, batch 0: \{'loss_discriminator': (inf|nan)\}. Try a learning rate below"):
+    with pytest.raises(
+        ValueError,
+        match=r"diverged in epoch 0, batch 0: \{'loss_discriminator': (inf|nan)\}. Try a learning rate below",
+    ):
         train_on(model, torch.rand(4, 3, 32, 32))
 
 
@@ -366,9 +378,7 @@ def test_checkpoint_of_another_size_is_refused(tmp_path: Path, datamodule: Folde
     engine = build_engine(tmp_path, limit_train_batches=1)
     engine.fit(GANomaly(image_size=32, n_features=4), datamodule=datamodule)
     with pytest.raises(ValueError, match=r"image_size is \(32, 32\) in the checkpoint and \(64, 64\) in the model"):
-        build_engine(tmp_path).test(
-            GANomaly(n_features=4), datamodule=datamodule, ckpt_path=engine.best_model_path
-        )
+        build_engine(tmp_path).test(GANomaly(n_features=4), datamodule=datamodule, ckpt_path=engine.best_model_path)
 
 
 def test_trainer_flags_of_the_user_win(tmp_path: Path, datamodule: Folder) -> None:

@@ -17,6 +17,40 @@ def latent_l2_score(latent: torch.Tensor, latent_of_reconstruction: torch.Tensor
     return (latent - latent_of_reconstruction).square().flatten(1).mean(1)
 
 
+def latent_whitened_score(
+    latent: torch.Tensor, latent_of_reconstruction: torch.Tensor, precision: torch.Tensor
+) -> torch.Tensor:
+    """Mean squared difference of two latent codes in units of what is usual among normal images.
+
+    Args:
+        latent: Codes ``(B, Z, 1, 1)``.
+        latent_of_reconstruction: Codes of the same shape.
+        precision: Symmetric matrix ``(Z, Z)`` of :func:`whitening_precision`; the identity gives
+            :func:`latent_l2_score`.
+
+    Returns:
+        Scores ``(B,)``, about 1 for normal images.
+    """
+    difference = (latent - latent_of_reconstruction).flatten(1)
+    return ((difference @ precision) * difference).mean(1).clamp(min=0)
+
+
+def whitening_precision(differences: torch.Tensor, ridge: float = 0.01) -> torch.Tensor:
+    """Return the inverse of the second moments of latent differences.
+
+    Args:
+        differences: Latent code minus code of the reconstruction, of normal images, ``(N, Z)``.
+        ridge: Share of the mean variance that is added to every direction, so that those never seen to vary in few
+            images do not weigh without bound.
+
+    Returns:
+        Symmetric positive definite matrix ``(Z, Z)``.
+    """
+    moments = differences.T @ differences / len(differences)
+    variance = moments.diagonal().mean().clamp(min=torch.finfo(moments.dtype).eps)
+    return torch.linalg.inv(moments + ridge * variance * torch.eye(len(moments), device=moments.device))
+
+
 def reconstruction_error(images: torch.Tensor, reconstructions: torch.Tensor) -> torch.Tensor:
     """Absolute difference of two images in [-1, 1], as a share of the full range.
 

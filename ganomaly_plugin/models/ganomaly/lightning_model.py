@@ -2,6 +2,7 @@
 """GANomaly as an anomalib model: the training step, its optimiser and its defaults."""
 
 import logging
+from itertools import islice
 from typing import Any
 
 import torch
@@ -13,11 +14,13 @@ from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
+from lightning.pytorch.trainer.states import TrainerFn
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from ganomaly_plugin.models.components.dcgan import Discriminator, initialise_weights
 from ganomaly_plugin.models.components.metrics import AUROC, AveragePrecision
 from ganomaly_plugin.models.components.post_processor import OneClassPostProcessor
+from ganomaly_plugin.models.components.scores import whitening_precision
 from ganomaly_plugin.models.components.visualizer import ReconstructionVisualizer
 
 from .loss import (
@@ -82,7 +85,9 @@ class GANomaly(AnomalibModule):
         max_features: Upper bound on the channels of any layer, ``None`` for the paper's unbounded doubling. The default
             leaves the paper's sizes, 32 and 64 pixels, as they are.
         adversarial: ``feature_matching`` (the paper) or ``bce`` (its code in 2018).
-        score: ``latent_l1`` (the paper), ``latent_l2`` (its code) or ``reconstruction``.
+        score: ``latent_l1`` (the paper), ``latent_l2`` (its code), ``latent_whitened`` (the same in units of what is
+            usual among training images, which one more pass over them measures before each validation) or
+            ``reconstruction`` (the map's mean).
         map_sigma: Standard deviation in pixels of the Gaussian that smooths the anomaly map.
         average_weights: Whether to infer with a running average of the generator's weights, which steadies the scores
             from epoch to epoch.
@@ -244,6 +249,32 @@ class GANomaly(AnomalibModule):
                 torch.manual_seed(self.global_step)
                 initialise_weights(self.discriminator)
 
+    def on_validation_start(self) -> None:
+        """Measure the training images' latent differences, if the score is in their units."""
+        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
+            self._measure_differences()
+
+    def on_train_epoch_end(self) -> None:
+        """Measure them as well where no validation runs."""
+        if not self.trainer.enable_validation:
+            self._measure_differences()
+
+    def _measure_differences(self) -> None:
+        if self.model.score != "latent_whitened":
+            return
+        was_training = self.model.training
+        self.model.eval()
+        differences = []
+        # Shuffling here must not change the random numbers that the training sees next.
+        with torch.random.fork_rng(), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            for batch in islice(self.trainer.train_dataloader, int(self.trainer.num_training_batches)):
+                images = self.trainer.strategy.batch_to_device(batch).image
+                images = self.pre_processor(images) if self.pre_processor else images
+                differences.append(self.model.latent_differences(images))
+        self.model.train(was_training)
+        gathered = self.all_gather(torch.cat(differences)).reshape(-1, self.model.precision.shape[0])
+        self.model.precision.copy_(whitening_precision(gathered))
+
     def validation_step(self, batch: Batch, batch_idx: int) -> Batch:
         """Score one validation batch and log the mean raw score of its normal images."""
         del batch_idx
@@ -321,6 +352,8 @@ class GANomaly(AnomalibModule):
             for name in ARCHITECTURE
             if saved[name] != self.hparams[name]
         ]
+        if self.hparams["score"] == "latent_whitened" != saved["score"]:
+            differing.append(f"score is {saved['score']} in the checkpoint, which measured nothing to whiten with")
         if differing:
             msg = f"The checkpoint does not fit this model: {'; '.join(differing)}. Build the model as it was trained."
             raise ValueError(msg)

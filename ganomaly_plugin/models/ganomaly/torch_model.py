@@ -10,9 +10,14 @@ from torch import nn
 
 from ganomaly_plugin.models.components.averaging import power_average
 from ganomaly_plugin.models.components.dcgan import MINIMUM_IMAGE_SIZE, Decoder, Encoder, initialise_weights
-from ganomaly_plugin.models.components.scores import latent_l1_score, latent_l2_score, reconstruction_error
+from ganomaly_plugin.models.components.scores import (
+    latent_l1_score,
+    latent_l2_score,
+    latent_whitened_score,
+    reconstruction_error,
+)
 
-Score = Literal["latent_l1", "latent_l2", "reconstruction"]
+Score = Literal["latent_l1", "latent_l2", "latent_whitened", "reconstruction"]
 SCORES: tuple[str, ...] = get_args(Score)
 
 LUMINANCE = (0.299, 0.587, 0.114)
@@ -92,9 +97,14 @@ class GANomalyModel(nn.Module):
         extra_layers: Number of additional 3x3 convolutions in each network.
         max_features: Upper bound on the channels of any layer, ``None`` for the paper's unbounded doubling.
         add_final_conv_layer: If ``False``, the latent code is the last feature map itself.
-        score: ``latent_l1`` (the paper), ``latent_l2`` (its code) or ``reconstruction`` (the map's mean).
+        score: ``latent_l1`` (the paper), ``latent_l2`` (its code), ``latent_whitened`` (the same in units of what is
+            usual among training images, see ``precision``) or ``reconstruction`` (the map's mean).
         map_sigma: Standard deviation in pixels of the Gaussian that smooths the anomaly map.
         average_weights: Whether to infer with a running average of the generator's weights.
+
+    Attributes:
+        precision: Buffer ``(latent_vec_size, latent_vec_size)`` that weighs the latent difference in
+            ``latent_whitened``; the identity until the training sets it.
 
     Raises:
         ValueError: If an argument is out of its range; the message names the value, the rule and what works.
@@ -117,6 +127,9 @@ class GANomalyModel(nn.Module):
         _check_arguments(
             image_size, input_channels, n_features, latent_vec_size, extra_layers, max_features, score, map_sigma
         )
+        if score == "latent_whitened" and not add_final_conv_layer:
+            msg = "score is 'latent_whitened', which needs a latent vector: set add_final_conv_layer to True."
+            raise ValueError(msg)
         self.image_size = image_size
         self.input_channels = input_channels
         self.score = score
@@ -133,6 +146,9 @@ class GANomalyModel(nn.Module):
         self.smooth = GaussianBlur2d(sigma=map_sigma)
         self.register_buffer("luminance", torch.tensor(LUMINANCE).view(1, 3, 1, 1), persistent=False)
         self.luminance: torch.Tensor
+        if add_final_conv_layer:
+            self.register_buffer("precision", torch.eye(latent_vec_size))
+            self.precision: torch.Tensor
         # A quarter faster than the default layout on CPUs, and what tensor cores want.
         self.to(memory_format=torch.channels_last)
         self.average = power_average(self.generator) if average_weights else None
@@ -180,6 +196,11 @@ class GANomalyModel(nn.Module):
         latent = self.inference_generator.encoder1(self._to_input(images))
         return (self.inference_generator.decoder(latent).expand(-1, 3, -1, -1) + 1) / 2
 
+    def latent_differences(self, images: torch.Tensor) -> torch.Tensor:
+        """Return code minus code of the reconstruction for images as in :meth:`forward`, ``(B, latent_vec_size)``."""
+        output = self.inference_generator(self._to_input(images))
+        return (output.latent - output.latent_of_reconstruction).flatten(1)
+
     def _infer(self, images: torch.Tensor) -> InferenceBatch:
         images, reconstructions, latent, latent_of_reconstruction = self.inference_generator(self._to_input(images))
         error = reconstruction_error(images, reconstructions)
@@ -187,6 +208,8 @@ class GANomalyModel(nn.Module):
             score = latent_l1_score(latent, latent_of_reconstruction)
         elif self.score == "latent_l2":
             score = latent_l2_score(latent, latent_of_reconstruction)
+        elif self.score == "latent_whitened":
+            score = latent_whitened_score(latent, latent_of_reconstruction, self.precision)
         else:
             score = error.flatten(1).mean(1)
         return InferenceBatch(pred_score=score, anomaly_map=self.smooth(error))

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read the image files that cameras and scanners write, with their brightness and the right way up.
+
+anomalib opens every file with ``PIL.Image.open(path).convert("RGB")``. That clips 16-bit grey to white, ignores the
+orientation that a camera noted in EXIF, and reports a truncated file without its name. The functions here take the same
+arguments and return the same types; ``install`` puts them in the place of anomalib's own.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, overload
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from anomalib.data.utils import image as anomalib_image
+from PIL import Image, ImageOps
+from torchvision import tv_tensors
+from torchvision.transforms.v2.functional import to_dtype, to_image
+
+_WHITE = {"I;16": 65535, "I;16L": 65535, "I;16B": 65535, "I;16N": 65535, "I": 65535, "F": 1}
+"""Value of white in Pillow's modes of one deep channel."""
+
+
+class UnreadableImageError(OSError):
+    """The file is there but holds no image that can be read without guessing. The message names it."""
+
+
+@overload
+def read_image(path: str | Path, as_tensor: Literal[True]) -> torch.Tensor: ...
+@overload
+def read_image(path: str | Path, as_tensor: Literal[False] = False) -> npt.NDArray[np.float64]: ...
+def read_image(path: str | Path, as_tensor: bool = False) -> torch.Tensor | npt.NDArray[np.float64]:
+    """Read an image file as RGB.
+
+    * 8 bits a channel: exactly what anomalib's reader returns. Palettes, CMYK and black-and-white become RGB.
+    * Alpha is dropped and the stored colours count, since any background would be an invention.
+    * 16-bit grey: 65535 is white, in full precision. (Pillow itself reads colour of 16 bits at 8.)
+    * Floating-point grey: 1.0 is white; values outside [0, 1] are refused, as are 32-bit integers, which have no white.
+    * EXIF orientation is applied.
+    * Of several frames or pages, the first.
+
+    Args:
+        path: The image file.
+        as_tensor: Whether to return a tensor.
+
+    Returns:
+        Values in [0, 1]: a float32 image tensor ``(3, H, W)``, or a float64 array ``(H, W, 3)``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        UnreadableImageError: If the file is empty, truncated, corrupt, not an image, or its values have no known white.
+    """
+    pixels = _decode(path, _to_rgb)
+    if as_tensor:
+        return to_dtype(to_image(pixels), torch.float32, scale=True)
+    return pixels / 255.0 if pixels.dtype == np.uint8 else pixels
+
+
+def read_mask(path: str | Path, as_tensor: bool = False) -> torch.Tensor | npt.NDArray[np.uint8]:
+    """Read a ground-truth mask, the right way up as ``read_image`` does.
+
+    Args:
+        path: The image file; every value but black marks an anomaly.
+        as_tensor: Whether to return a tensor.
+
+    Returns:
+        A uint8 mask tensor ``(H, W)`` of zeros and ones, or the grey levels as a uint8 array ``(H, W)``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        UnreadableImageError: If the file is empty, truncated, corrupt or not an image.
+    """
+    pixels = _decode(path, lambda image: np.array(image.convert("L")))
+    return tv_tensors.Mask(torch.from_numpy(pixels > 0), dtype=torch.uint8) if as_tensor else pixels
+
+
+def install() -> None:
+    """Make anomalib read images and masks with this module, wherever it holds or will import its own functions.
+
+    Calling it again changes nothing.
+    """
+    for ours in (read_image, read_mask):
+        name = ours.__name__
+        theirs = getattr(anomalib_image, name)
+        for module_name, module in list(sys.modules.items()):
+            if module_name.startswith("anomalib.") and vars(module).get(name) is theirs:
+                setattr(module, name, ours)
+
+
+def _decode(path: str | Path, convert: Callable[[Image.Image], npt.NDArray]) -> npt.NDArray:
+    """Open a file, turn the image the right way up, and return what ``convert`` makes of it."""
+    try:
+        with Image.open(path) as image:
+            ImageOps.exif_transpose(image, in_place=True)
+            return convert(image)
+    except FileNotFoundError as error:
+        msg = f"There is no image file at '{path}': correct the path, or restore the file."
+        raise FileNotFoundError(msg) from error
+    except Exception as error:  # Pillow's decoders raise whatever a broken file makes them stumble over.
+        reason = f"{type(error).__name__}: {error}"
+        msg = f"Cannot read the image '{path}' ({reason}). Replace the file, or take it out of the data set."
+        raise UnreadableImageError(msg) from error
+
+
+def _to_rgb(image: Image.Image) -> npt.NDArray:
+    """Return uint8 ``(H, W, 3)``, or float64 in [0, 1] for an image of one deep channel."""
+    white = _WHITE.get(image.mode)
+    if white is None:
+        image.info.pop("transparency", None)  # Pillow would warn that the conversion drops it.
+        return np.array(image.convert("RGB"))
+    if image.mode == "I" and image.format not in {"PNG", "PPM"}:  # For those two, Pillow keeps 16 bits in mode I.
+        msg = "32-bit integers do not say which value is white: store the image with 8 or 16 bits"
+        raise ValueError(msg)
+    grey = np.array(image, dtype=np.float64) / white
+    if not (grey.min() >= 0 and grey.max() <= 1):  # Negated, because NaN fails every comparison.
+        msg = f"its values span {grey.min():g} to {grey.max():g}, but must lie in [0, 1]: rescale them"
+        raise ValueError(msg)
+    return np.repeat(grey[..., np.newaxis], 3, axis=2)

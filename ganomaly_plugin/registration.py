@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tells anomalib and its command line what the entry points name.
+
+The entry-point groups ``anomalib.models`` and ``anomalib.data`` are the one table of names, of this package's and of any
+other's. A name is an alias of its class in the command line, in YAML and in anomalib's look-ups; names that anomalib
+has itself keep their meaning.
+"""
+
+import inspect
+import sys
+import warnings
+from collections.abc import Callable
+from functools import cache, wraps
+from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
+from typing import Any
+
+
+def register(module_name: str) -> None:
+    """Register the classes of one entry-point group with the module of anomalib that the group is named after.
+
+    An entry that cannot be loaded is left out with a warning that names it.
+
+    Args:
+        module_name: ``anomalib.models`` or ``anomalib.data``, already imported.
+    """
+    module = sys.modules[module_name]
+    for entry in entry_points(group=module_name):
+        try:
+            loaded = entry.load()
+        except Exception as error:  # noqa: BLE001  (whatever it is, the other entries must not suffer)
+            warnings.warn(
+                f"{entry.name!r} ({entry.value}) is not available in {module_name}: {error!r}. "
+                "Reinstall the package that provides it.",
+                stacklevel=2,
+            )
+            continue
+        for name in (entry.name, loaded.__name__):
+            if not hasattr(module, name):
+                setattr(module, name, loaded)
+        if module_name == "anomalib.models":
+            module.ALLOWED_MODULES.add(entry.module)
+    if module_name == "anomalib.models":
+        _teach_model_lookup(module)
+    if module_name == "anomalib.data":
+        from ganomaly_plugin.data import image_reader
+
+        image_reader.install()
+    _teach_command_line()
+
+
+def _aliases(group: str) -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=group)}
+
+
+def _teach_model_lookup(module: ModuleType) -> None:
+    """Let ``get_model`` prefer an exact class name, then an alias, to anomalib's match regardless of case."""
+    stock: Callable[[str], type] = module._get_model_class_by_name
+    base: type = module.AnomalibModule
+
+    @wraps(stock)
+    def look_up(name: str) -> type:
+        for model in base.__subclasses__():
+            if model.__name__ == name:
+                return model
+        entry = _aliases("anomalib.models").get(name)
+        return stock(name) if entry is None else entry.load()
+
+    module._get_model_class_by_name = look_up  # type: ignore[attr-defined]
+
+
+@cache
+def _teach_command_line() -> None:
+    """Let jsonargparse resolve aliases wherever it resolves the names of classes."""
+    from jsonargparse import _typehints
+
+    stock: Callable[[Any, str], str] | None = getattr(_typehints, "resolve_class_path_by_name", None)
+    if stock is None:
+        warnings.warn(
+            "This version of jsonargparse resolves class names in a way unknown to ganomaly-plugin: write "
+            "--model ganomaly_plugin.GANomaly instead of --model ganomaly.",
+            stacklevel=2,
+        )
+        return
+
+    @wraps(stock)
+    def resolve(cls: type | tuple[type, ...], name: str) -> str:
+        path = stock(cls, name)
+        if "." in path:
+            return path
+        bases = tuple(base for base in (cls if isinstance(cls, tuple) else (cls,)) if inspect.isclass(base))
+        for group in ("anomalib.models", "anomalib.data"):
+            entry = _aliases(group).get(name)
+            if entry is not None and issubclass(entry.load(), bases):
+                return f"{entry.module}.{entry.attr}"
+        return path
+
+    for module_name, module in list(sys.modules.items()):
+        if module_name.startswith("jsonargparse") and vars(module).get(stock.__name__) is stock:
+            setattr(module, stock.__name__, resolve)

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The start-up hook that lets anomalib know the plugin.
+
+anomalib 2.7 has no plug-in mechanism. ``startup.pth``, which the installation puts into site-packages, waits in every
+interpreter for somebody to import anomalib; it imports nothing itself, so all others pay some microseconds. Then it
+calls :func:`install`. Set ``GANOMALY_PLUGIN_DISABLE=1`` to switch the hook off.
+"""
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+DISABLE = "GANOMALY_PLUGIN_DISABLE"
+
+MODULES = ("anomalib.data", "anomalib.models")
+"""Modules of anomalib that have something to register with; the entry-point groups bear their names."""
+
+
+class Finder(MetaPathFinder):
+    """Finds modules as everybody else does, and registers the plugin once anomalib's have been executed."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return the module's spec with a loader that registers, or ``None`` for modules of no concern."""
+        if fullname not in MODULES:
+            return None
+        for finder in sys.meta_path:
+            spec = None if isinstance(finder, Finder) else finder.find_spec(fullname, path, target)
+            if spec is not None and spec.loader is not None:
+                execute = spec.loader.exec_module
+
+                def execute_and_register(module: ModuleType) -> None:
+                    execute(module)
+                    _register(fullname)
+
+                spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+                return spec
+        return None
+
+
+def install() -> None:
+    """Put the finder in front of the others, unless the environment says not to."""
+    if not os.environ.get(DISABLE) and not any(isinstance(finder, Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, Finder())
+
+
+def _register(module_name: str) -> None:
+    try:
+        from ganomaly_plugin import registration
+
+        registration.register(module_name)
+    except Exception as error:  # noqa: BLE001  (nothing that is wrong here may keep anomalib from starting)
+        warnings.warn(
+            f"ganomaly-plugin could not register with {module_name}: {error!r}. anomalib works without it; reinstall "
+            f"ganomaly-plugin to mend it, or set {DISABLE}=1 to silence this.",
+            stacklevel=2,
+        )

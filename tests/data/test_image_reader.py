@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reader, on real files of every kind, beside anomalib's own as it comes."""
+
+import importlib.util
+import pickle
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import anomalib.data.utils.image
+import numpy as np
+import pytest
+import torch
+from anomalib.data import Folder, PredictDataset
+from PIL import Image
+from torchvision import tv_tensors
+
+from ganomaly_plugin.data.image_reader import UnreadableImageError, install, read_image, read_mask
+
+ORIENTATION = 0x0112
+"""EXIF tag."""
+
+
+@pytest.fixture(scope="module")
+def stock() -> ModuleType:
+    """Return anomalib's module as it comes, whatever has been installed in this process."""
+    spec = importlib.util.spec_from_file_location("stock_image", anomalib.data.utils.image.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def noise(*shape: int) -> np.ndarray:
+    """Return random bytes."""
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def save(path: Path, image: Image.Image, **kwargs: Any) -> Path:
+    """Write an image and return its path."""
+    image.save(path, **kwargs)
+    return path
+
+
+def values_of(item: Any) -> list[float]:
+    """Return all values of a sample's image."""
+    return item.image.flatten().tolist()
+
+
+def deep_ramp() -> Image.Image:
+    """Return a 16-bit grey image of one row."""
+    return Image.fromarray(np.array([[0, 1, 257, 32768, 65535]], dtype=np.uint16))
+
+
+class TestEightBits:
+    """Where anomalib is right, the result is its own to the bit."""
+
+    @pytest.mark.parametrize(
+        ("mode", "suffix"),
+        [(mode, suffix) for mode in ("1", "L", "P", "RGB") for suffix in ("png", "tif", "bmp")]
+        + [("L", "jpg"), ("RGB", "jpg"), ("YCbCr", "jpg"), ("CMYK", "jpg"), ("CMYK", "tif"), ("RGB", "webp")],
+    )
+    def test_equals_anomalib(self, stock: ModuleType, tmp_path: Path, mode: str, suffix: str) -> None:
+        path = save(tmp_path / f"image.{suffix}", Image.fromarray(noise(13, 17, 3)).convert(mode))
+        array, tensor = read_image(path), read_image(path, as_tensor=True)
+        assert array.dtype == np.float64
+        np.testing.assert_array_equal(array, stock.read_image(path))
+        assert isinstance(tensor, tv_tensors.Image)
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, stock.read_image(path, as_tensor=True))
+
+    def test_shapes_and_values(self, tmp_path: Path) -> None:
+        path = save(tmp_path / "image.png", Image.fromarray(np.array([[[255, 0, 51], [0, 0, 0]]], dtype=np.uint8)))
+        assert read_image(str(path)).tolist() == [[[1.0, 0.0, 0.2], [0.0, 0.0, 0.0]]]
+        assert read_image(path, as_tensor=True).shape == (3, 1, 2)
+
+    def test_black_and_white(self, tmp_path: Path) -> None:
+        path = save(tmp_path / "image.png", Image.fromarray(np.array([[False, True]])))
+        assert read_image(path).tolist() == [[[0, 0, 0], [1, 1, 1]]]
+
+    def test_cmyk_ink_is_subtracted(self, tmp_path: Path) -> None:
+        path = save(tmp_path / "image.tif", Image.new("CMYK", (1, 1), (255, 0, 0, 0)))
+        assert read_image(path).tolist() == [[[0, 1, 1]]]
+
+    def test_alpha_is_dropped(self, tmp_path: Path) -> None:
+        colour = save(tmp_path / "rgba.png", Image.new("RGBA", (1, 1), (255, 51, 0, 0)))
+        grey = save(tmp_path / "la.png", Image.new("LA", (1, 1), (51, 128)))
+        assert read_image(colour).tolist() == [[[1, 0.2, 0]]]
+        assert read_image(grey).tolist() == [[[0.2, 0.2, 0.2]]]
+
+    @pytest.mark.filterwarnings("error")
+    def test_palette_with_transparency(self, tmp_path: Path) -> None:
+        image = Image.new("P", (2, 1))
+        image.putpalette([255, 51, 0, 0, 51, 255])
+        image.putpixel((1, 0), 1)
+        path = save(tmp_path / "image.png", image, transparency=bytes([0, 128]))
+        assert read_image(path).tolist() == [[[1, 0.2, 0], [0, 0.2, 1]]]
+
+    def test_first_of_several_frames(self, tmp_path: Path) -> None:
+        frames = [Image.new("L", (2, 2), level) for level in (51, 255)]
+        for suffix in ("tif", "gif", "png"):
+            path = save(tmp_path / f"image.{suffix}", frames[0], save_all=True, append_images=frames[1:])
+            assert np.all(read_image(path) == 0.2)
+
+
+class TestDeepGrey:
+    """Sixteen bits and floating point."""
+
+    EXPECTED = (0, 1 / 65535, 257 / 65535, 32768 / 65535, 1)
+
+    @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+    def test_sixteen_bits_keep_their_precision(self, tmp_path: Path, suffix: str) -> None:
+        path = save(tmp_path / f"image.{suffix}", deep_ramp())
+        array, tensor = read_image(path), read_image(path, as_tensor=True)
+        assert array.shape == (1, 5, 3)
+        assert array.dtype == np.float64
+        for channel in range(3):
+            assert tuple(array[0, :, channel]) == self.EXPECTED
+            assert torch.equal(tensor[channel, 0], torch.tensor(self.EXPECTED))
+        assert isinstance(tensor, tv_tensors.Image)
+        assert tensor.dtype == torch.float32
+
+    def test_big_endian(self, tmp_path: Path) -> None:
+        path = save(tmp_path / "image.tif", Image.fromarray(np.array(deep_ramp()).astype(">u2")))
+        with Image.open(path) as image:
+            assert image.mode == "I;16B"
+        assert tuple(read_image(path)[0, :, 0]) == self.EXPECTED
+
+    def test_anomalib_shows_them_white(self, stock: ModuleType, tmp_path: Path) -> None:
+        """One hundredth of the full scale is nearly black, and anomalib makes it white."""
+        path = save(tmp_path / "dark.png", Image.fromarray(np.full((2, 2), 655, dtype=np.uint16)))
+        assert np.all(stock.read_image(path) == 1)
+        assert np.all(read_image(path) == 655 / 65535)
+
+    def test_float_in_range(self, tmp_path: Path) -> None:
+        path = save(tmp_path / "image.tif", Image.fromarray(np.array([[0, 0.25, 1]], dtype=np.float32)))
+        assert read_image(path)[0, :, 1].tolist() == [0, 0.25, 1]
+
+    @pytest.mark.parametrize("values", [[0, 255], [-0.5, 0.5], [0, float("nan")]])
+    def test_float_out_of_range_is_refused(self, tmp_path: Path, values: list[float]) -> None:
+        path = save(tmp_path / "image.tif", Image.fromarray(np.array([values], dtype=np.float32)))
+        with pytest.raises(UnreadableImageError, match=r"image\.tif.* must lie in \[0, 1\]"):
+            read_image(path)
+
+    def test_integers_of_32_bits_are_refused(self, tmp_path: Path) -> None:
+        path = save(tmp_path / "image.tif", Image.fromarray(np.array([[0, 100000]], dtype=np.int32)))
+        with pytest.raises(UnreadableImageError, match=r"image\.tif.* 8 or 16 bits"):
+            read_image(path)
+
+
+class TestOrientation:
+    """Cameras store the sensor's rows and note in EXIF how to turn them."""
+
+    @pytest.mark.parametrize(
+        ("orientation", "expected"),
+        [
+            (1, [[0, 51, 102], [153, 204, 255]]),
+            (2, [[102, 51, 0], [255, 204, 153]]),
+            (3, [[255, 204, 153], [102, 51, 0]]),
+            (4, [[153, 204, 255], [0, 51, 102]]),
+            (5, [[0, 153], [51, 204], [102, 255]]),
+            (6, [[153, 0], [204, 51], [255, 102]]),
+            (7, [[255, 102], [204, 51], [153, 0]]),
+            (8, [[102, 255], [51, 204], [0, 153]]),
+        ],
+    )
+    @pytest.mark.parametrize("depth", [8, 16])
+    def test_all_eight(self, tmp_path: Path, orientation: int, expected: list[list[int]], depth: int) -> None:
+        grey = np.array([[0, 51, 102], [153, 204, 255]], dtype=np.uint8)
+        exif = Image.Exif()
+        exif[ORIENTATION] = orientation
+        pixels = grey if depth == 8 else grey.astype(np.uint16) * 257
+        path = save(tmp_path / "image.png", Image.fromarray(pixels), exif=exif)
+        np.testing.assert_allclose(read_image(path)[..., 0] * 255, expected, atol=1e-12)
+        assert read_mask(path).shape == np.shape(expected)
+
+    def test_photograph(self, stock: ModuleType, tmp_path: Path) -> None:
+        """A portrait, held upright: wide on the sensor, high to look at."""
+        exif = Image.Exif()
+        exif[ORIENTATION] = 6
+        path = save(tmp_path / "image.jpg", Image.new("RGB", (64, 32)), exif=exif)
+        assert read_image(path, as_tensor=True).shape == (3, 64, 32)
+        assert stock.read_image(path, as_tensor=True).shape == (3, 32, 64)
+
+    def test_damaged_exif_does_not_matter(self, tmp_path: Path) -> None:
+        path = save(tmp_path / "image.jpg", Image.new("RGB", (64, 32)), exif=b"Exif\x00\x00garbage")
+        assert read_image(path).shape == (32, 64, 3)
+
+
+class TestUnreadable:
+    """Every error names the file, what is wrong and what to do."""
+
+    @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tif", "webp"])
+    def test_truncated(self, tmp_path: Path, suffix: str) -> None:
+        whole = save(tmp_path / f"whole.{suffix}", Image.fromarray(noise(64, 64, 3))).read_bytes()
+        path = tmp_path / f"part.{suffix}"
+        for length in (0, 10, len(whole) // 2):
+            path.write_bytes(whole[:length])
+            for reader in (read_image, read_mask):
+                with pytest.raises(UnreadableImageError, match=rf"part\.{suffix}.*Replace the file, or take it out"):
+                    reader(path)
+
+    def test_anomalib_does_not_name_it(self, stock: ModuleType, tmp_path: Path) -> None:
+        path = save(tmp_path / "image.png", Image.fromarray(noise(64, 64, 3)))
+        path.write_bytes(path.read_bytes()[:6000])
+        with pytest.raises(OSError, match="truncated") as error:
+            stock.read_image(path)
+        assert "image.png" not in str(error.value)
+
+    def test_not_an_image(self, tmp_path: Path) -> None:
+        path = tmp_path / "image.png"
+        path.write_text("no image")
+        with pytest.raises(UnreadableImageError, match=r"image\.png.*cannot identify"):
+            read_image(path)
+
+    def test_missing(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=r"no image file at '.*gone\.png'"):
+            read_image(tmp_path / "gone.png")
+
+    def test_error_survives_the_way_out_of_a_worker(self, tmp_path: Path) -> None:
+        (tmp_path / "image.png").touch()
+        with pytest.raises(UnreadableImageError) as error:
+            read_image(tmp_path / "image.png")
+        assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
+
+
+class TestMask:
+    """Ground truth."""
+
+    def test_equals_anomalib(self, stock: ModuleType, tmp_path: Path) -> None:
+        path = save(tmp_path / "mask.png", Image.fromarray(noise(13, 17) // 100 * 100))
+        mask = read_mask(path, as_tensor=True)
+        assert isinstance(mask, tv_tensors.Mask)
+        assert mask.dtype == torch.uint8
+        assert torch.equal(mask, stock.read_mask(path, as_tensor=True))
+        np.testing.assert_array_equal(read_mask(path), stock.read_mask(path))
+
+    def test_faint_values_count(self, tmp_path: Path) -> None:
+        path = save(tmp_path / "mask.png", deep_ramp())
+        assert torch.as_tensor(read_mask(path, as_tensor=True)).tolist() == [[0, 1, 1, 1, 1]]
+
+
+class TestInstall:
+    """anomalib with the reader in place."""
+
+    def test_replaces_every_copy_of_the_name(self, stock: ModuleType) -> None:
+        holders = {
+            name: module
+            for name, module in sys.modules.items()
+            if name.startswith("anomalib.") and "read_image" in vars(module)
+        }
+        for name in ("utils.image", "utils", "utils.synthetic", "predict", "datasets.base.image"):
+            assert f"anomalib.data.{name}" in holders
+        for module in holders.values():  # As they are before any installation.
+            module.read_image = stock.read_image  # type: ignore[attr-defined]
+        for _ in range(2):
+            install()
+            assert all(module.read_image is read_image for module in holders.values())
+
+    def test_modules_imported_later_get_it(self) -> None:
+        install()
+        from anomalib.data.utils import read_image as image_reader
+        from anomalib.data.utils import read_mask as mask_reader
+
+        assert image_reader is read_image
+        assert mask_reader is read_mask
+
+    def test_folder_and_prediction(self, tmp_path: Path) -> None:
+        """Dark 16-bit images, which anomalib alone would hand on as white."""
+        install()
+        for name, level in (("good", 655), ("bad", 13107)):
+            (tmp_path / name).mkdir()
+            for index in range(4):
+                save(tmp_path / name / f"{index}.png", Image.fromarray(np.full((8, 8), level, dtype=np.uint16)))
+        datamodule = Folder("parts", normal_dir="good", abnormal_dir="bad", root=tmp_path, num_workers=0, seed=0)
+        datamodule.setup()
+        assert set(values_of(datamodule.train_data[0])) == {np.float32(655 / 65535)}
+        assert set(values_of(PredictDataset(tmp_path / "bad")[0])) == {np.float32(0.2)}
+
+    def test_folder_names_the_broken_file(self, tmp_path: Path) -> None:
+        install()
+        (tmp_path / "good").mkdir()
+        save(tmp_path / "good" / "broken.png", Image.fromarray(noise(64, 64)))
+        (tmp_path / "good" / "broken.png").write_bytes((tmp_path / "good" / "broken.png").read_bytes()[:2000])
+        with pytest.raises(UnreadableImageError, match=r"good/broken\.png"):
+            PredictDataset(tmp_path / "good")[0]

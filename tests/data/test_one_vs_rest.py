@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The protocol, on labels small enough to count by hand."""
+
+import numpy as np
+import pytest
+
+from ganomaly_plugin.data.one_vs_rest import one_class_abnormal
+
+LABELS = [3, 7, 7, 3, 9, 7, 7, 9, 7, 9, 7, 9]
+"""Two threes, six sevens, four nines."""
+
+
+def test_sizes_follow_the_paper() -> None:
+    """Ten normals at 80 %: eight for training, two left for the test beside the two abnormal ones."""
+    split = one_class_abnormal(LABELS, 3)
+    assert len(split.train) == 8
+    assert len(split.test) == 2 + 2
+
+
+@pytest.mark.parametrize("train_share", [0.2, 0.5, 0.95])
+def test_every_sample_is_in_exactly_one_set(train_share: float) -> None:
+    """Nothing is lost and nothing is seen twice."""
+    split = one_class_abnormal(LABELS, 7, train_share=train_share)
+    assert sorted([*split.train, *split.test]) == list(range(12))
+
+
+@pytest.mark.parametrize("abnormal_class", [3, 7, 9])
+def test_training_sees_no_anomaly(abnormal_class: int) -> None:
+    """All anomalies are in the test set."""
+    split = one_class_abnormal(np.array(LABELS), abnormal_class, seed=5)
+    assert abnormal_class not in np.array(LABELS)[split.train]
+    assert (np.array(LABELS)[split.test] == abnormal_class).sum() == LABELS.count(abnormal_class)
+
+
+def test_the_seed_alone_decides() -> None:
+    """The same seed gives the same split, another one a different split."""
+    labels = np.arange(1000) % 10
+    first, again, other = (one_class_abnormal(labels, 4, seed=seed).train.tolist() for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+def test_normal_classes_are_shuffled_together() -> None:
+    """Sorted labels, where a split without a shuffle would train on the first classes alone."""
+    labels = np.repeat(np.arange(10), 100)
+    split = one_class_abnormal(labels, 0)
+    counts = np.bincount(labels[split.train], minlength=10)
+    assert counts[0] == 0
+    assert all(60 <= count <= 95 for count in counts[1:])
+
+
+def test_number_of_training_samples_is_rounded_down() -> None:
+    """Three normals at 80 % are 2.4."""
+    assert len(one_class_abnormal([0, 1, 1, 1], 0).train) == 2
+
+
+def test_unknown_class_is_refused_with_the_known_ones() -> None:
+    """The message names the value and what works."""
+    with pytest.raises(ValueError, match=r"abnormal_class is 5, .* \[3, 7, 9\]"):
+        one_class_abnormal(LABELS, 5)
+
+
+@pytest.mark.parametrize("train_share", [-0.1, 0.0, 1.0, 80, float("nan")])
+def test_share_outside_its_range_is_refused(train_share: float) -> None:
+    """A percentage is no share."""
+    with pytest.raises(ValueError, match=rf"train_share is {train_share}, .* between 0 and 1"):
+        one_class_abnormal(LABELS, 3, train_share=train_share)
+
+
+def test_negative_seed_is_refused() -> None:
+    """NumPy would refuse it without its name."""
+    with pytest.raises(ValueError, match="seed is -1"):
+        one_class_abnormal(LABELS, 3, seed=-1)
+
+
+@pytest.mark.parametrize("labels", [[3, 3, 3], [3, 7]])
+def test_empty_training_set_is_refused(labels: list[int]) -> None:
+    """No normals at all, or too few for the share."""
+    with pytest.raises(ValueError, match="leave none for training"):
+        one_class_abnormal(labels, 3)
+
+
+def test_no_labels_are_refused() -> None:
+    """An empty set has no classes to choose from."""
+    with pytest.raises(ValueError, match=r"one of the labels: \[\]"):
+        one_class_abnormal([], 3)

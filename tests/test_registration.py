@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plugin in the stock anomalib: look-ups by name, the command line, and what happens when things are broken."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+from anomalib.cli.cli import AnomalibCLI
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_python(code: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter, with what lies in ``folder`` before all that is installed."""
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=folder or ROOT.parent, capture_output=True, text=True, timeout=300
+    )
+
+
+def run_anomalib(arguments: Sequence[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the stock command."""
+    command = Path(sys.executable).with_name("anomalib")
+    return subprocess.run(
+        [str(command), *arguments], env=os.environ | environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def printed_config(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
+    """What ``anomalib train --print_config`` makes of arguments, in this process, where the hook is on as well."""
+    with pytest.raises(SystemExit) as exit_:
+        AnomalibCLI(["train", *arguments, "--print_config"])
+    captured = capsys.readouterr()
+    assert exit_.value.code == 0, captured.err
+    return yaml.safe_load(captured.out)
+
+
+def test_lookups_by_name() -> None:
+    """Every way of anomalib's to name a model or a datamodule finds ours, and its own stay its own."""
+    result = run_python("""
+import warnings
+warnings.simplefilter("error", UserWarning)
+from anomalib.models import get_model, list_models
+import anomalib.models
+from anomalib.data import get_datamodule
+ours = "ganomaly_plugin.models.ganomaly"
+for name in ("ganomaly", "GANomaly", {"class_path": "ganomaly"}, {"class_path": "GANomaly"},
+             {"class_path": "ganomaly_plugin.GANomaly"}):
+    assert type(get_model(name)).__module__.startswith(ours), name
+for name in ("Ganomaly", {"class_path": "Ganomaly"}, {"class_path": "anomalib.models.Ganomaly"}):
+    assert type(get_model(name)) is anomalib.models.Ganomaly, name
+assert anomalib.models.Ganomaly.__module__.startswith("anomalib.models.image.ganomaly")
+assert {"GANomaly", "Ganomaly", "Padim"} <= list_models(case="pascal")
+assert "ganomaly" in list_models()
+assert type(get_model("padim", pre_trained=False)) is anomalib.models.Padim
+for name in ("digits", "Digits", "ganomaly_plugin.Digits"):
+    assert type(get_datamodule({"class_path": name})).__name__ == "Digits", name
+""")
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("first", ["ganomaly_plugin", "ganomaly_plugin.models.ganomaly", "ganomaly_plugin.data.digits"])
+def test_order_of_imports_does_not_matter(first: str) -> None:
+    """Whether anomalib or the plugin is imported first, both are whole, and nothing is warned about."""
+    name = "Digits" if "data" in first else "GANomaly"
+    result = run_python(f"""
+import warnings
+warnings.simplefilter("error", UserWarning)
+from {first} import {name}
+import anomalib.models, anomalib.data
+assert anomalib.data.Digits and anomalib.models.GANomaly
+""")
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--model", "ganomaly"], "ganomaly_plugin.GANomaly"),
+        (["--model=ganomaly"], "ganomaly_plugin.GANomaly"),
+        (["--model", "GANomaly"], "ganomaly_plugin.GANomaly"),
+        (["--model", "ganomaly_plugin.GANomaly"], "ganomaly_plugin.GANomaly"),
+        (["--model", "Ganomaly"], "anomalib.models.Ganomaly"),
+    ],
+    ids=lambda value: "".join(value),
+)
+def test_command_line_names(capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str) -> None:
+    """Model and datamodule by alias, class name and path; arguments reach them."""
+    data = "digits" if expected.startswith("ganomaly") else "Digits"
+    config = printed_config(
+        capsys, *arguments, "--model.latent_vec_size", "50", "--data", data, "--data.abnormal_class", "3"
+    )
+    assert config["model"]["class_path"] == expected
+    assert config["model"]["init_args"]["latent_vec_size"] == 50
+    assert config["data"]["class_path"] == "ganomaly_plugin.Digits"
+    assert config["data"]["init_args"]["abnormal_class"] == 3
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["ganomaly", {"class_path": "ganomaly"}, {"class_path": "ganomaly_plugin.GANomaly", "init_args": {"wcon": 40}}],
+    ids=str,
+)
+def test_yaml_names(capsys: pytest.CaptureFixture[str], tmp_path: Path, model: object) -> None:
+    """The same names serve in YAML."""
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"model": model, "data": "digits"}))
+    config = printed_config(capsys, "--config", str(path))
+    assert config["model"]["class_path"] == "ganomaly_plugin.GANomaly"
+    assert config["model"]["init_args"]["wcon"] == (40 if "init_args" in model else 50)
+    assert config["data"]["class_path"] == "ganomaly_plugin.Digits"
+
+
+@pytest.mark.parametrize("config", ["quickstart", "paper", "official"])
+def test_shipped_configs_parse(capsys: pytest.CaptureFixture[str], config: str) -> None:
+    """Every YAML that is shipped names arguments that exist."""
+    parsed = printed_config(capsys, "--config", str(ROOT / "configs" / f"{config}.yaml"))
+    assert parsed["model"]["class_path"] == "ganomaly_plugin.GANomaly"
+
+
+def test_help_of_an_alias(capsys: pytest.CaptureFixture[str]) -> None:
+    """The alias explains itself."""
+    with pytest.raises(SystemExit):
+        AnomalibCLI(["train", "--model.help", "ganomaly"])
+    shown = capsys.readouterr().out
+    assert "--model.latent_vec_size" in shown
+    assert "feature_matching" in shown
+
+
+@pytest.mark.parametrize("subcommand", ["fit", "validate", "test", "predict"])
+def test_every_subcommand_knows_the_names(capsys: pytest.CaptureFixture[str], subcommand: str) -> None:
+    """Aliases are not the privilege of ``train``; even ``predict``, which takes paths as data, sees a datamodule."""
+    with pytest.raises(SystemExit):
+        AnomalibCLI([subcommand, "--model", "ganomaly", "--data", "digits", "--print_config"])
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["model"]["class_path"] == "ganomaly_plugin.GANomaly"
+    assert config["data"]["class_path"] == "ganomaly_plugin.Digits"
+
+
+def test_the_stock_command_itself() -> None:
+    """The console script is anomalib's, and knows the alias."""
+    result = run_anomalib(["export", "--model", "ganomaly", "--export_type", "onnx", "--print_config"])
+    assert yaml.safe_load(result.stdout)["model"]["class_path"] == "ganomaly_plugin.GANomaly", result.stderr
+
+
+def test_stock_command_fails_without_the_hook() -> None:
+    """With the hook off, the alias is unknown as in stock anomalib, but the class path still works."""
+    off = {"GANOMALY_PLUGIN_DISABLE": "1"}
+    refused = run_anomalib(["train", "--model", "ganomaly", "--print_config"], **off)
+    assert refused.returncode != 0
+    assert "Expected a dot import path string: ganomaly" in refused.stderr
+    accepted = run_anomalib(["train", "--model", "ganomaly_plugin.GANomaly", "--print_config"], **off)
+    assert yaml.safe_load(accepted.stdout)["model"]["class_path"] == "ganomaly_plugin.GANomaly"
+
+
+def test_interpreters_without_anomalib_pay_nothing() -> None:
+    """Start-up imports no module of ours, and the package itself neither PyTorch nor anomalib."""
+    started = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", "pass"], capture_output=True, text=True, check=True
+    )
+    assert "ganomaly_plugin" not in started.stderr
+    result = run_python("""
+import sys
+assert "AwaitAnomalib" in [type(finder).__name__ for finder in sys.meta_path]
+import ganomaly_plugin
+assert not {"torch", "anomalib", "numpy"} & set(sys.modules)
+assert {"GANomaly", "Digits"} <= set(dir(ganomaly_plugin))
+""")
+    assert result.returncode == 0, result.stderr
+
+
+def test_missing_package_is_named(tmp_path: Path) -> None:
+    """Where only the hook is left of the plugin, Python and anomalib start, and the remedy is named."""
+    (tmp_path / "ganomaly_plugin").mkdir()
+    (tmp_path / "ganomaly_plugin" / "__init__.py").write_text("")
+    result = run_python("import anomalib; print('started')", tmp_path)
+    assert result.stdout.strip() == "started"
+    assert "ganomaly-plugin is not fully installed" in result.stderr
+    assert "reinstall or uninstall it with pip" in result.stderr
+
+
+def test_broken_package_is_named(tmp_path: Path) -> None:
+    """Where the plugin's own code fails, anomalib imports without it, and the reason is named."""
+    shutil.copytree(ROOT / "ganomaly_plugin", tmp_path / "ganomaly_plugin")
+    (tmp_path / "ganomaly_plugin" / "registration.py").write_text("raise RuntimeError('broken on purpose')\n")
+    result = run_python("import anomalib.models; print('started')", tmp_path)
+    assert result.stdout.strip() == "started"
+    assert "could not register with anomalib.models: RuntimeError('broken on purpose')" in result.stderr
+
+
+def test_broken_model_is_named(tmp_path: Path) -> None:
+    """Where one class fails to load, the others are registered, and the entry is named."""
+    shutil.copytree(ROOT / "ganomaly_plugin", tmp_path / "ganomaly_plugin")
+    (tmp_path / "ganomaly_plugin" / "models" / "ganomaly" / "__init__.py").write_text("import no_such_module\n")
+    result = run_python("import anomalib.data, anomalib.models; print(anomalib.data.Digits.__name__)", tmp_path)
+    assert result.stdout.strip() == "Digits"
+    assert "'ganomaly' (ganomaly_plugin:GANomaly) is not available in anomalib.models" in result.stderr
