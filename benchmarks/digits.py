@@ -95,7 +95,7 @@ def key(record: dict[str, Any]) -> tuple[str, int, int]:
 def table(records: list[dict[str, Any]]) -> str:
     """Lay the records out as a Markdown table: mean and standard deviation over the seeds."""
     lines = ["| abnormal digit | " + " | ".join(MODELS) + " |", "|---|" + "---|" * len(MODELS)]
-    by_class = {name: [] for name in MODELS}
+    by_class: dict[str, list[list[float]]] = {name: [] for name in MODELS}
     for abnormal_class in range(10):
         cells = []
         for name in MODELS:

@@ -3,8 +3,8 @@
 
 Each variant lives in a process of its own; the processes take turns, a few steps at a time, so that whatever else the
 machine does hits all alike. Steps of the Lightning models are timed from batch start to batch end inside a trainer, so
-logging counts. At the end one epoch over the scikit-learn digits through anomalib's engine is timed for anomalib's model
-and ours, so that data loading, pre-processing and validation count too.
+logging counts. At the end one epoch over the scikit-learn digits through anomalib's engine is timed for anomalib's
+model and ours, so that data loading, pre-processing and validation count too.
 
     python benchmarks/training_step.py [--sizes 32 64] [--rounds 8] [--steps 4] [--output results.json]
 """
@@ -28,7 +28,7 @@ CHANNELS = 3
 VARIANTS = ("anomalib", "official", "ours", "ours without averaging", "ours bf16-mixed")
 
 
-def lightning_stepper(model: Any, size: int, precision: str) -> Callable[[int], list[float]]:
+def lightning_stepper(model: Any, size: int, precision: Any) -> Callable[[int], list[float]]:
     """Return a function that trains ``n`` steps in a trainer and returns each one's milliseconds."""
     import torch
     from anomalib.data import ImageBatch
@@ -62,7 +62,7 @@ def lightning_stepper(model: Any, size: int, precision: str) -> Callable[[int], 
             enable_model_summary=False,
         )
         # One batch more than is counted: the first builds what later steps reuse.
-        batches = [ImageBatch(image=images.clone()) for _ in range(n_steps + 1)]
+        batches: Any = [ImageBatch(image=images.clone()) for _ in range(n_steps + 1)]
         trainer.fit(model, train_dataloaders=torch.utils.data.DataLoader(batches, batch_size=None))
         return stopwatch.milliseconds[1:]
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tells anomalib and its command line what the entry points name.
 
-The entry-point groups ``anomalib.models`` and ``anomalib.data`` are the one table of names, of this package's and of any
-other's. A name is an alias of its class in the command line, in YAML and in anomalib's look-ups; names that anomalib
-has itself keep their meaning.
+The entry-point groups ``anomalib.models`` and ``anomalib.data`` are the one table of names, of this package's and of
+any other's. A name is an alias of its class in the command line, in YAML and in anomalib's look-ups; names that
+anomalib has itself keep their meaning.
 """
 
 import inspect
@@ -16,21 +16,20 @@ from types import ModuleType
 from typing import Any
 
 
-def register(module_name: str) -> None:
-    """Register the classes of one entry-point group with the module of anomalib that the group is named after.
+def register(module: ModuleType) -> None:
+    """Register the classes of an entry-point group with the module of anomalib that the group is named after.
 
     An entry that cannot be loaded is left out with a warning that names it.
 
     Args:
-        module_name: ``anomalib.models`` or ``anomalib.data``, already imported.
+        module: ``anomalib.models`` or ``anomalib.data``.
     """
-    module = sys.modules[module_name]
-    for entry in entry_points(group=module_name):
+    for entry in entry_points(group=module.__name__):
         try:
             loaded = entry.load()
-        except Exception as error:  # noqa: BLE001  (whatever it is, the other entries must not suffer)
+        except Exception as error:
             warnings.warn(
-                f"{entry.name!r} ({entry.value}) is not available in {module_name}: {error!r}. "
+                f"{entry.name!r} ({entry.value}) is not available in {module.__name__}: {error!r}. "
                 "Reinstall the package that provides it.",
                 stacklevel=2,
             )
@@ -38,11 +37,11 @@ def register(module_name: str) -> None:
         for name in (entry.name, loaded.__name__):
             if not hasattr(module, name):
                 setattr(module, name, loaded)
-        if module_name == "anomalib.models":
+        if module.__name__ == "anomalib.models":
             module.ALLOWED_MODULES.add(entry.module)
-    if module_name == "anomalib.models":
+    if module.__name__ == "anomalib.models":
         _teach_model_lookup(module)
-    if module_name == "anomalib.data":
+    if module.__name__ == "anomalib.data":
         from ganomaly_plugin.data import image_reader
 
         image_reader.install()
@@ -56,7 +55,7 @@ def _aliases(group: str) -> dict[str, EntryPoint]:
 def _teach_model_lookup(module: ModuleType) -> None:
     """Let ``get_model`` prefer an exact class name, then an alias, to anomalib's match regardless of case."""
     stock: Callable[[str], type] = module._get_model_class_by_name
-    base: type = module.AnomalibModule
+    base: type[Any] = module.AnomalibModule
 
     @wraps(stock)
     def look_up(name: str) -> type:
@@ -96,5 +95,5 @@ def _teach_command_line() -> None:
         return path
 
     for module_name, module in list(sys.modules.items()):
-        if module_name.startswith("jsonargparse") and vars(module).get(stock.__name__) is stock:
-            setattr(module, stock.__name__, resolve)
+        if module_name.startswith("jsonargparse") and vars(module).get("resolve_class_path_by_name") is stock:
+            module.resolve_class_path_by_name = resolve  # type: ignore[attr-defined]

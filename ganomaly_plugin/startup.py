@@ -9,7 +9,7 @@ calls :func:`install`. Set ``GANOMALY_PLUGIN_DISABLE=1`` to switch the hook off.
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -32,13 +32,7 @@ class Finder(MetaPathFinder):
         for finder in sys.meta_path:
             spec = None if isinstance(finder, Finder) else finder.find_spec(fullname, path, target)
             if spec is not None and spec.loader is not None:
-                execute = spec.loader.exec_module
-
-                def execute_and_register(module: ModuleType) -> None:
-                    execute(module)
-                    _register(fullname)
-
-                spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+                spec.loader.exec_module = _then_register(spec.loader.exec_module)  # type: ignore[method-assign,assignment]
                 return spec
         return None
 
@@ -49,14 +43,20 @@ def install() -> None:
         sys.meta_path.insert(0, Finder())
 
 
-def _register(module_name: str) -> None:
-    try:
-        from ganomaly_plugin import registration
+def _then_register(execute: Callable[[ModuleType], None]) -> Callable[[ModuleType], None]:
+    """Extend the execution of a module by the registration of what the plugin has for it."""
 
-        registration.register(module_name)
-    except Exception as error:  # noqa: BLE001  (nothing that is wrong here may keep anomalib from starting)
-        warnings.warn(
-            f"ganomaly-plugin could not register with {module_name}: {error!r}. anomalib works without it; reinstall "
-            f"ganomaly-plugin to mend it, or set {DISABLE}=1 to silence this.",
-            stacklevel=2,
-        )
+    def execute_and_register(module: ModuleType) -> None:
+        execute(module)
+        try:
+            from ganomaly_plugin import registration
+
+            registration.register(module)
+        except Exception as error:  # Nothing that is wrong here may keep anomalib from starting.
+            warnings.warn(
+                f"ganomaly-plugin could not register with {module.__name__}: {error!r}. anomalib works without it; "
+                f"reinstall ganomaly-plugin to mend it, or set {DISABLE}=1 to silence this.",
+                stacklevel=2,
+            )
+
+    return execute_and_register

@@ -40,7 +40,7 @@ class DigitsDataset(AnomalibDataset):
         augmentations: Applied to each image.
     """
 
-    def __init__(self, samples: DataFrame, augmentations: Transform | None = None) -> None:  # noqa: D107
+    def __init__(self, samples: DataFrame, augmentations: Transform | None = None) -> None:
         super().__init__(augmentations)
         self.samples = samples
         self._images: dict[str, torch.Tensor] = {}
@@ -112,7 +112,7 @@ class Digits(AnomalibDataModule):
 
     seed: int  # anomalib allows None too, but processes that train together must agree on the split.
 
-    def __init__(  # noqa: D107
+    def __init__(
         self,
         root: Path | str | None = "./datasets/Digits",
         abnormal_class: int = 0,

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from anomalib.data import Folder, ImageBatch
@@ -96,6 +97,7 @@ def test_scores_by_hand() -> None:
     latent, other = torch.tensor([1.0, -3.0]).view(1, 2, 1, 1), torch.zeros(1, 2, 1, 1)
     assert scores.latent_l1_score(latent, other).tolist() == [2]
     assert scores.latent_l2_score(latent, other).tolist() == [5]
+    assert scores.latent_whitened_score(latent, other, torch.diag(torch.tensor([4.0, 1.0]))).tolist() == [6.5]
     white, black = torch.ones(1, 3, 1, 1), -torch.ones(1, 3, 1, 1)
     assert scores.reconstruction_error(white, black).tolist() == [[[[1]]]]
 
@@ -117,6 +119,41 @@ def test_score_follows_its_definition(score: str) -> None:
     }
     torch.testing.assert_close(prediction.pred_score, expected[score])
     torch.testing.assert_close(prediction.anomaly_map, error.mean(1, keepdim=True))
+
+
+def test_whitening_undoes_scale_and_correlation() -> None:
+    """Differences drawn with a known covariance have the inverse as precision, and a mean score of 1."""
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.tensor([[3.0, 0.0], [1.0, 0.5]])
+    differences = torch.randn(100_000, 2, generator=generator) @ mixing.T
+    precision = scores.whitening_precision(differences, ridge=0)
+    torch.testing.assert_close(precision, torch.linalg.inv(mixing @ mixing.T), rtol=0.02, atol=0.01)
+    latent = differences.view(-1, 2, 1, 1)
+    score = scores.latent_whitened_score(latent, torch.zeros_like(latent), precision)
+    assert score.mean().item() == pytest.approx(1, abs=1e-4)
+    degenerate = scores.whitening_precision(torch.zeros(3, 2))
+    assert degenerate.isfinite().all()
+
+
+def test_whitening_is_measured_on_the_training_images(tmp_path: Path, datamodule: Folder) -> None:
+    """After training, the precision is the inverse of the training images' second moments with 1 % of ridge."""
+    seed_everything(5)
+    model = GANomaly(image_size=32, n_features=4, latent_vec_size=3, score="latent_whitened")
+    build_engine(tmp_path).fit(model, datamodule=datamodule)
+    model.eval()
+    with torch.no_grad():
+        images = torch.cat([model.pre_processor(batch.image) for batch in datamodule.train_dataloader()])
+        differences = model.model.latent_differences(images).double().numpy()
+    moments = differences.T @ differences / len(differences)
+    expected = np.linalg.inv(moments + 0.01 * moments.diagonal().mean() * np.eye(3))
+    np.testing.assert_allclose(model.model.precision.numpy(), expected, rtol=1e-3)
+    other = GANomaly(image_size=32, n_features=4, latent_vec_size=3)
+    checkpoint = tmp_path / "other.ckpt"
+    build_engine(tmp_path / "other").fit(other, datamodule=datamodule)
+    other.trainer.save_checkpoint(checkpoint)
+    with pytest.raises(ValueError, match="trained for another score than latent_whitened"):
+        GANomaly.load_from_checkpoint(checkpoint, score="latent_whitened")
+    assert GANomaly.load_from_checkpoint(checkpoint, score="latent_l2").model.score == "latent_l2"
 
 
 class Batches(Dataset):
@@ -275,7 +312,8 @@ def test_average_follows_then_remembers() -> None:
         ({"wenc": -0.5}, "wenc is -0.5"),
         ({"lr": 0}, "lr is 0"),
         ({"beta1": 1}, "beta1 is 1"),
-        ({"score": "l3"}, "score is 'l3'; choose one of latent_l1, latent_l2, reconstruction"),
+        ({"score": "l3"}, "score is 'l3'; choose one of latent_l1, latent_l2, latent_whitened, reconstruction"),
+        ({"score": "latent_whitened", "add_final_conv_layer": False}, "needs a latent vector"),
         ({"adversarial": "wgan"}, "adversarial is 'wgan'; choose one of feature_matching, bce"),
         ({"map_sigma": 0}, "map_sigma is 0"),
         ({"map_sigma": 40}, r"map_sigma is 40 pixels; .* \(0, 15.25\]"),

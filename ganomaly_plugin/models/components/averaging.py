@@ -5,6 +5,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
+
 EXPONENT = 6.94
 """Exponent of the power-function average whose profile has a standard deviation of a tenth of the training so far."""
 
@@ -24,8 +26,8 @@ def power_average(network: nn.Module) -> AveragedModel:
 
 
 @torch.no_grad()
-def _move_towards(average: list[torch.Tensor], current: list[torch.Tensor], n_averaged: torch.Tensor) -> None:
-    weight = 1 - (1 - 1 / (n_averaged + 1)) ** (EXPONENT + 1)
+def _move_towards(average: Tensors, current: Tensors, n_averaged: torch.Tensor | int) -> None:
+    weight = 1 - (1 - 1 / (torch.as_tensor(n_averaged) + 1)) ** (EXPONENT + 1)
     for averaged_value, value in zip(average, current, strict=True):
         if averaged_value.is_floating_point():
             averaged_value.lerp_(value, weight.to(averaged_value.dtype))

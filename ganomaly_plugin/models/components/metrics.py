@@ -22,7 +22,7 @@ class _Ranking(Metric):
     full_state_update = False
     _compute_ranking: Callable[..., float]
 
-    def __init__(self, **kwargs: Any) -> None:  # noqa: ANN401  (torchmetrics defines them)
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.scores: list[torch.Tensor]
         self.targets: list[torch.Tensor]
@@ -43,13 +43,13 @@ class _Ranking(Metric):
         return torch.tensor(float(type(self)._compute_ranking(targets, scores)), dtype=torch.float64)
 
 
-class AUROC(AnomalibMetric, _Ranking):
+class AUROC(AnomalibMetric, _Ranking):  # type: ignore[misc]  # anomalib's update takes the batch apart for ours
     """Area under the receiver operating characteristic, by scikit-learn."""
 
     _compute_ranking = staticmethod(roc_auc_score)
 
 
-class AveragePrecision(AnomalibMetric, _Ranking):
+class AveragePrecision(AnomalibMetric, _Ranking):  # type: ignore[misc]
     """Average precision, by scikit-learn."""
 
     _compute_ranking = staticmethod(average_precision_score)

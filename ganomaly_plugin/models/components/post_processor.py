@@ -5,7 +5,7 @@ import logging
 from typing import Any
 
 import torch
-from anomalib.data import Batch, ImageBatch
+from anomalib.data import ImageBatch
 from anomalib.metrics import F1AdaptiveThreshold
 from anomalib.post_processing import PostProcessor
 from lightning.pytorch import LightningModule, Trainer
@@ -25,7 +25,7 @@ class OneClassThreshold(F1AdaptiveThreshold):
         **kwargs: Arguments of anomalib's ``F1AdaptiveThreshold``.
     """
 
-    def __init__(self, normal_quantile: float, **kwargs: Any) -> None:  # noqa: ANN401  (anomalib defines them)
+    def __init__(self, normal_quantile: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.normal_quantile = normal_quantile
 
@@ -60,7 +60,7 @@ class OneClassPostProcessor(PostProcessor):
         self,
         normal_quantile: float = 0.99,
         normal_pixel_quantile: float = 0.999,
-        **kwargs: Any,  # noqa: ANN401  (anomalib defines them)
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         for name, value in (("normal_quantile", normal_quantile), ("normal_pixel_quantile", normal_pixel_quantile)):
@@ -92,21 +92,23 @@ class OneClassPostProcessor(PostProcessor):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Batch,
-        *args: Any,  # noqa: ANN401  (Lightning defines them)
-        **kwargs: Any,  # noqa: ANN401
+        outputs: ImageBatch,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
         """Gather the raw scores and maps of one batch."""
         super().on_validation_batch_end(trainer, pl_module, outputs, *args, **kwargs)
         # Images without masks still tell how high the map rises where nothing is wrong.
-        if self.enable_thresholding and outputs.gt_mask is None and outputs.gt_label is not None:
-            normal = ~outputs.gt_label
-            if normal.any():
-                maps = outputs.anomaly_map[normal]
-                masks = torch.zeros_like(maps, dtype=torch.bool)
-                self._pixel_threshold_metric.update(
-                    ImageBatch(image=outputs.image[normal], anomaly_map=maps, gt_mask=masks)
-                )
+        image: Any = outputs.image
+        maps, labels = outputs.anomaly_map, outputs.gt_label
+        if not self.enable_thresholding or outputs.gt_mask is not None or maps is None or labels is None:
+            return
+        normal = ~labels
+        if normal.any():
+            masks = torch.zeros_like(maps[normal], dtype=torch.bool)
+            self._pixel_threshold_metric.update(
+                ImageBatch(image=image[normal], anomaly_map=maps[normal], gt_mask=masks)
+            )
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Warn where no validation has set a threshold."""

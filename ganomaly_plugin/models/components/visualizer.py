@@ -34,8 +34,9 @@ class ReconstructionVisualizer(ImageVisualizer):
         del outputs, batch_idx, dataloader_idx
         self.output_dir = self.output_dir or Path(trainer.default_root_dir) / "images"
         datamodule: Any = getattr(trainer, "datamodule", None)
+        torch_model: Any = pl_module.model
         with torch.inference_mode():
-            reconstructions = pl_module.model.reconstruct(batch.image).cpu()
+            reconstructions = torch_model.reconstruct(batch.image).cpu()
         for item, reconstruction in zip(batch, reconstructions, strict=True):
             filename = generate_output_filename(
                 input_path=item.image_path or "",
@@ -57,7 +58,8 @@ class ReconstructionVisualizer(ImageVisualizer):
         text_config = dict(self.text_config)
         if text_config.pop("enable", True):
             panel = add_text_to_image(panel, "Reconstruction", **text_config)
-        stock = self.visualize(item)  # One row of panels, the input first.
+        stock = self.visualize(item)
+        assert isinstance(stock, Image.Image)  # noqa: S101  (one item makes one row of panels, the input first)
         panels = [stock.crop((left, 0, left + width, height)) for left in range(0, stock.width, width)]
         panels.insert(1, panel)
         return create_image_grid(panels, nrow=len(panels))

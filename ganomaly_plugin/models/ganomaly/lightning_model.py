@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from anomalib import LearningType
-from anomalib.data import Batch
+from anomalib.data import ImageBatch
 from anomalib.metrics import AUROC as PixelAUROC
 from anomalib.metrics import Evaluator, F1Score
 from anomalib.models.components import AnomalibModule
@@ -64,9 +64,9 @@ class GANomaly(AnomalibModule):
     Both networks take their gradients from one pass each over images and reconstructions, and one Adam steps both, so
     every trainer flag (precision, gradient accumulation and clipping, strategies) works as for any other model.
 
-    Logged per epoch: ``loss_adversarial``, ``loss_reconstruction``, ``loss_latent``, ``loss_discriminator`` in training;
-    ``val_score``, the mean raw score of the normal validation images (monitor with mode ``min``), and ``image_AUROC``
-    (mode ``max``; NaN unless validation holds both classes) in validation.
+    Logged per epoch: ``loss_adversarial``, ``loss_reconstruction``, ``loss_latent`` and ``loss_discriminator`` in
+    training; ``val_score``, the mean raw score of the normal validation images (monitor with mode ``min``), and
+    ``image_AUROC`` (mode ``max``; NaN unless validation holds both classes) in validation.
 
     Args:
         n_features: Channels after the first convolution of each network.
@@ -131,10 +131,11 @@ class GANomaly(AnomalibModule):
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        # Keeps the argument's name, by which checkpoints store it.
+        image_size = size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
         _check_training_arguments(wadv, wcon, wenc, lr, beta1, beta2, adversarial)
         model = GANomalyModel(
-            image_size,
+            size,
             input_channels,
             n_features,
             latent_vec_size,
@@ -146,14 +147,14 @@ class GANomaly(AnomalibModule):
             average_weights,
         )
         super().__init__(
-            pre_processor=self.configure_pre_processor(image_size) if pre_processor is True else pre_processor,
+            pre_processor=self.configure_pre_processor(size) if pre_processor is True else pre_processor,
             post_processor=post_processor,
             evaluator=evaluator,
             visualizer=visualizer,
         )
-        if self.input_size is not None and tuple(self.input_size) != image_size:
+        if self.input_size is not None and tuple(self.input_size) != size:
             msg = (
-                f"The pre-processor makes images of {tuple(self.input_size)} pixels, but image_size is {image_size}: "
+                f"The pre-processor makes images of {tuple(self.input_size)} pixels, but image_size is {size}: "
                 "give both the same size."
             )
             raise ValueError(msg)
@@ -162,7 +163,7 @@ class GANomaly(AnomalibModule):
                 "GANomaly's batch_size=%s has no effect: set data.train_batch_size of the datamodule.", batch_size
             )
         self.model: GANomalyModel = model
-        self.discriminator = Discriminator(image_size, input_channels, n_features, extra_layers, max_features)
+        self.discriminator = Discriminator(size, input_channels, n_features, extra_layers, max_features)
         initialise_weights(self.discriminator)
         self.discriminator.to(memory_format=torch.channels_last)
         self.wadv = wadv
@@ -182,7 +183,7 @@ class GANomaly(AnomalibModule):
         # Elsewhere PyTorch's default is as fast, and fused steps exclude clipping under 16-bit mixed precision.
         return torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, fused=self.device.type == "cpu")
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
+    def training_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, torch.Tensor]:
         """Compute both networks' losses from one generator pass and two discriminator passes.
 
         Returns:
@@ -216,23 +217,21 @@ class GANomaly(AnomalibModule):
             "discriminator_loss": losses["loss_discriminator"].detach(),
         }
 
-    def backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401  (Lightning's)
+    def backward(self, loss: torch.Tensor) -> None:
         """Send each network the gradient of its own loss, through the graph that both share.
 
         Args:
             loss: Losses of generator and discriminator, ``(2,)``.
-            *args: Further arguments of ``torch.Tensor.backward``.
-            **kwargs: Further arguments of ``torch.Tensor.backward``.
         """
-        loss[0].backward(*args, inputs=list(self.model.generator.parameters()), retain_graph=True, **kwargs)
-        loss[1].backward(*args, inputs=list(self.discriminator.parameters()), **kwargs)
+        loss[0].backward(inputs=list(self.model.generator.parameters()), retain_graph=True)
+        loss[1].backward(inputs=list(self.discriminator.parameters()))
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401  (Lightning's)
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step both networks, then let the average follow."""
         super().optimizer_step(*args, **kwargs)
         self.model.update_average()
 
-    def on_train_batch_end(self, outputs: dict[str, torch.Tensor], batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: dict[str, torch.Tensor], batch: ImageBatch, batch_idx: int) -> None:
         """Initialise the discriminator anew once it tells real from fake without effort.
 
         Weights and batch-norm parameters are drawn anew; Adam's moments and running statistics stay, as in GANomaly's
@@ -267,20 +266,21 @@ class GANomaly(AnomalibModule):
         differences = []
         # Shuffling here must not change the random numbers that the training sees next.
         with torch.random.fork_rng(), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            for batch in islice(self.trainer.train_dataloader, int(self.trainer.num_training_batches)):
+            loader: Any = self.trainer.train_dataloader
+            for batch in islice(loader, int(self.trainer.num_training_batches)):
                 images = self.trainer.strategy.batch_to_device(batch).image
                 images = self.pre_processor(images) if self.pre_processor else images
                 differences.append(self.model.latent_differences(images))
         self.model.train(was_training)
-        gathered = self.all_gather(torch.cat(differences)).reshape(-1, self.model.precision.shape[0])
-        self.model.precision.copy_(whitening_precision(gathered))
+        gathered: Any = self.all_gather(torch.cat(differences))
+        self.model.precision.copy_(whitening_precision(gathered.flatten(end_dim=-2)))
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> Batch:
+    def validation_step(self, batch: ImageBatch, batch_idx: int) -> ImageBatch:
         """Score one validation batch and log the mean raw score of its normal images."""
         del batch_idx
-        self._score(batch)
+        scores: Any = self._score(batch).pred_score
         if batch.gt_label is not None and not batch.gt_label.all():
-            normal_scores = batch.pred_score[~batch.gt_label]
+            normal_scores = scores[~batch.gt_label]
             self.log(
                 "val_score",
                 normal_scores.mean(),
@@ -291,17 +291,17 @@ class GANomaly(AnomalibModule):
             )
         return batch
 
-    def test_step(self, batch: Batch, batch_idx: int) -> Batch:
+    def test_step(self, batch: ImageBatch, batch_idx: int) -> ImageBatch:
         """Score one test batch."""
         del batch_idx
         return self._score(batch)
 
-    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Batch:
+    def predict_step(self, batch: ImageBatch, batch_idx: int, dataloader_idx: int = 0) -> ImageBatch:
         """Score one batch."""
         del batch_idx, dataloader_idx
         return self._score(batch)
 
-    def _score(self, batch: Batch) -> Batch:
+    def _score(self, batch: ImageBatch) -> ImageBatch:
         """Add scores and maps to a batch, and ``raw_score``, which no post-processing touches.
 
         Raises:
@@ -320,12 +320,13 @@ class GANomaly(AnomalibModule):
     def _looks_at_losses(self, batch_idx: int) -> bool:
         return self.device.type == "cpu" or batch_idx % CHECK_INTERVAL == 0
 
-    def _check_finite(self, losses: dict[str, torch.Tensor], batch: Batch, batch_idx: int) -> None:
+    def _check_finite(self, losses: dict[str, torch.Tensor], batch: ImageBatch, batch_idx: int) -> None:
         values = torch.stack(list(losses.values())).tolist()
         broken = {name: value for name, value in zip(losses, values, strict=True) if not abs(value) < float("inf")}
         if not broken:
             return
-        bad_pixels = ~batch.image.isfinite().flatten(1).all(1)
+        images: Any = batch.image
+        bad_pixels = ~images.isfinite().flatten(1).all(1)
         if bad_pixels.any():
             advice = f"The pixels of {_names(batch, bad_pixels)} are not finite: repair or remove them."
         else:
@@ -352,8 +353,12 @@ class GANomaly(AnomalibModule):
             for name in ARCHITECTURE
             if saved[name] != self.hparams[name]
         ]
-        if self.hparams["score"] == "latent_whitened" != saved["score"]:
-            differing.append(f"score is {saved['score']} in the checkpoint, which measured nothing to whiten with")
+        if self.model.score == "latent_whitened" and checkpoint["state_dict"]["model.precision"].equal(
+            torch.eye(self.model.precision.shape[0])
+        ):
+            differing.append(
+                "it was trained for another score than latent_whitened, so it knows nothing to whiten with"
+            )
         if differing:
             msg = f"The checkpoint does not fit this model: {'; '.join(differing)}. Build the model as it was trained."
             raise ValueError(msg)
@@ -437,7 +442,7 @@ def _check_training_arguments(
         raise ValueError(msg)
 
 
-def _names(batch: Batch, chosen: torch.Tensor) -> str:
+def _names(batch: ImageBatch, chosen: torch.Tensor) -> str:
     """Name the chosen images of a batch by their paths, or by their places where they have none."""
     paths = batch.image_path or [f"image {index} of the batch" for index in range(len(chosen))]
     return ", ".join(str(path) for path, choose in zip(paths, chosen.tolist(), strict=True) if choose)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The networks of GANomaly (Akcay et al., ACCV 2018), in plain PyTorch."""
 
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from anomalib.data import InferenceBatch
@@ -156,7 +156,10 @@ class GANomalyModel(nn.Module):
     @property
     def inference_generator(self) -> Generator:
         """The generator that scores and reconstructs: the averaged one, if there is one."""
-        return self.generator if self.average is None else self.average.module
+        if self.average is None:
+            return self.generator
+        averaged: Any = self.average.module
+        return averaged
 
     def update_average(self) -> None:
         """Let the average follow the generator; call after each optimiser step."""
@@ -185,11 +188,8 @@ class GANomalyModel(nn.Module):
             return output
         if images.device.type != "cpu" or torch.compiler.is_compiling():
             return self._infer(images)
-        parts = [self._infer(image) for image in images.split(1)]
-        return InferenceBatch(
-            pred_score=torch.cat([part.pred_score for part in parts]),
-            anomaly_map=torch.cat([part.anomaly_map for part in parts]),
-        )
+        scores, _, maps, _ = zip(*(self._infer(image) for image in images.split(1)), strict=True)
+        return InferenceBatch(pred_score=torch.cat(scores), anomaly_map=torch.cat(maps))
 
     def reconstruct(self, images: torch.Tensor) -> torch.Tensor:
         """Return what the generator makes of images, ``(B, 3, H, W)`` in [0, 1], for people to look at."""
