@@ -102,9 +102,9 @@ class TestOneClassPostProcessor:
         assert post_processor.pixel_threshold.item() == 4
 
     def test_threshold_is_a_quantile_without_anomalies(self) -> None:
-        """Of 1..100 all normal, the 99 % quantile is 99, and half of them lie at or below 50."""
+        """Of 1..100 all normal, the 95 % quantile is 95, and half of them lie at or below 50."""
         scores = [float(score) for score in range(1, 101)]
-        assert fitted(scores, [0] * 100).image_threshold.item() == 99
+        assert fitted(scores, [0] * 100).image_threshold.item() == 95
         half = fitted(scores, [0] * 100, normal_quantile=0.5, normal_pixel_quantile=0.25)
         assert half.image_threshold.item() == 50
         assert half.pixel_threshold.item() == 25

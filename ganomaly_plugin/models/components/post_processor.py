@@ -58,8 +58,8 @@ class OneClassPostProcessor(PostProcessor):
 
     def __init__(
         self,
-        normal_quantile: float = 0.99,
-        normal_pixel_quantile: float = 0.999,
+        normal_quantile: float = 0.95,
+        normal_pixel_quantile: float = 0.995,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)

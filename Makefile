@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+# Needs Python 3.10 to 3.13 and make; all else goes into a virtual environment of its own.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RESULTS := results/GANomaly/Digits/8/latest
+CHECKPOINT := $(RESULTS)/weights/lightning/model.ckpt
+
+.PHONY: quickstart test lint clean
+
+quickstart: $(VENV)/base  ## Train, test and predict on real digits, then say where everything lies.
+	$(BIN)/anomalib train --config configs/quickstart.yaml
+	$(BIN)/anomalib predict --config configs/quickstart.yaml --data datasets/Digits/8 --ckpt_path $(CHECKPOINT)
+	$(BIN)/anomalib test --config configs/quickstart.yaml --model.visualizer false --ckpt_path $(CHECKPOINT)
+	@echo
+	@echo "The table above holds the image AUROC of the model as it was saved."
+	@echo "pictures    $(RESULTS)/images"
+	@echo "checkpoint  $(CHECKPOINT)"
+	@echo "config      $(RESULTS)/config.yaml"
+
+test: $(VENV)/test  ## Run the tests.
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev  ## Check style and types.
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean:  ## Remove the virtual environment and the results.
+	rm -rf $(VENV) results
+
+$(VENV)/base: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --editable .
+	touch $@
+
+$(VENV)/test $(VENV)/dev: $(VENV)/%: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --editable '.[$*]'
+	touch $@
