@@ -175,6 +175,25 @@ class ModelTester:
         assert losses
         assert all(value.isfinite() for value in losses.values())
 
+    def test_openvino_agrees(self, tmp_path: Path, datamodule: Folder) -> None:
+        """The exported graph takes raw images of any number and size, and gives what the model gives."""
+        import openvino
+
+        model = self.train(tmp_path, datamodule).eval()
+        path = model.to_openvino(tmp_path)
+        compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        for count, size in ((1, (32, 32)), (2, (50, 41)), (7, (8, 8))):
+            images = torch.rand(count, 3, *size)
+            with torch.no_grad():
+                expected = model(images)
+            actual = compiled(images.numpy())
+            for name in ("pred_score", "anomaly_map"):
+                values = torch.from_numpy(actual[name])
+                torch.testing.assert_close(values, getattr(expected, name), atol=1e-4, rtol=0)
+            decided = (expected.pred_score - 0.5).abs() > 1e-4
+            labels = torch.from_numpy(actual["pred_label"]).bool().flatten()
+            assert torch.equal(labels[decided], expected.pred_label[decided])
+
     def test_every_parameter_gets_a_gradient(self, tmp_path: Path, datamodule: Folder) -> None:
         """Nothing that is optimised is left out of the backward passes, and autograd finds no anomaly."""
         from lightning.pytorch import Callback
