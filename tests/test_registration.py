@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The plugin in the stock anomalib: look-ups by name, the command line, and what happens when things are broken."""
 
+import csv
 import os
 import shutil
 import subprocess
@@ -22,11 +23,18 @@ def run_python(code: str, folder: Path | None = None) -> subprocess.CompletedPro
     )
 
 
-def run_anomalib(arguments: Sequence[str], **environment: str) -> subprocess.CompletedProcess[str]:
+def run_anomalib(
+    arguments: Sequence[str], folder: Path = ROOT.parent, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run the stock command."""
     command = Path(sys.executable).with_name("anomalib")
     return subprocess.run(
-        [str(command), *arguments], env=os.environ | environment, capture_output=True, text=True, timeout=300
+        [str(command), *arguments],
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
@@ -145,6 +153,25 @@ def test_the_stock_command_itself() -> None:
     """The console script is anomalib's, and knows the alias."""
     result = run_anomalib(["export", "--model", "ganomaly", "--export_type", "onnx", "--print_config"])
     assert yaml.safe_load(result.stdout)["model"]["class_path"] == "ganomaly_plugin.GANomaly", result.stderr
+
+
+def test_stock_benchmark_runs_ours(tmp_path: Path) -> None:
+    """anomalib's own benchmark pipeline trains our model on our datamodule and writes its table."""
+    arguments = {"image_size": 32, "n_features": 4, "visualizer": False}
+    config = {
+        "accelerator": "cpu",
+        "benchmark": {
+            "seed": 42,
+            "model": {"class_path": "ganomaly", "init_args": arguments},
+            "data": {"class_path": "digits", "init_args": {"abnormal_class": {"grid": [3]}}},
+        },
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    result = run_anomalib(["benchmark", "--config", "config.yaml"], tmp_path, PL_TRAINER_MAX_EPOCHS="1")
+    (table,) = tmp_path.glob("runs/benchmark/*/results.csv")
+    (row,) = csv.DictReader(table.open())
+    assert row["model.class_path"] == "ganomaly", result.stderr
+    assert 0 <= float(row["image_AUROC"]) <= 1
 
 
 def test_stock_command_fails_without_the_hook() -> None:
