@@ -268,9 +268,10 @@ class GANomaly(AnomalibModule):
         with torch.random.fork_rng(), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             loader: Any = self.trainer.train_dataloader
             for batch in islice(loader, int(self.trainer.num_training_batches)):
-                images = self.trainer.strategy.batch_to_device(batch).image
-                images = self.pre_processor(images) if self.pre_processor else images
-                differences.append(self.model.latent_differences(images))
+                batch = self.trainer.strategy.batch_to_device(batch)
+                if isinstance(self.pre_processor, PreProcessor):
+                    self.pre_processor.on_train_batch_start(self.trainer, self, batch, 0)
+                differences.append(self.model.latent_differences(batch.image))
         self.model.train(was_training)
         gathered: Any = self.all_gather(torch.cat(differences))
         self.model.precision.copy_(whitening_precision(gathered.flatten(end_dim=-2)))
