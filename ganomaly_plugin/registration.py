@@ -27,6 +27,7 @@ def register(module: ModuleType) -> None:
     for entry in entry_points(group=module.__name__):
         try:
             loaded = entry.load()
+            names = (entry.name, loaded.__name__)
         except Exception as error:
             warnings.warn(
                 f"{entry.name!r} ({entry.value}) is not available in {module.__name__}: {error!r}. "
@@ -34,7 +35,7 @@ def register(module: ModuleType) -> None:
                 stacklevel=2,
             )
             continue
-        for name in (entry.name, loaded.__name__):
+        for name in names:
             if not hasattr(module, name):
                 setattr(module, name, loaded)
         if module.__name__ == "anomalib.models":

@@ -30,8 +30,10 @@ class Finder(MetaPathFinder):
         if fullname not in MODULES:
             return None
         for finder in sys.meta_path:
-            spec = None if isinstance(finder, Finder) else finder.find_spec(fullname, path, target)
-            if spec is not None and spec.loader is not None:
+            if isinstance(finder, Finder) or not hasattr(finder, "find_spec"):  # Python itself bears with such finders.
+                continue
+            spec = finder.find_spec(fullname, path, target)
+            if spec is not None and spec.loader is not None and hasattr(spec.loader, "exec_module"):
                 spec.loader.exec_module = _then_register(spec.loader.exec_module)  # type: ignore[method-assign,assignment]
                 return spec
         return None

@@ -58,7 +58,7 @@ def test_install_use_and_uninstall(kind: str, wheel: Path, tmp_path: Path) -> No
     before = sorted(path.relative_to(site) for path in site.rglob("*") if "__pycache__" not in path.parts)
 
     source = {"wheel": [wheel], "folder": [ROOT], "editable": ["--editable", ROOT]}[kind]
-    installed = run(python, "-m", "pip", "install", "--no-deps", "--no-build-isolation", *source)
+    installed = run(python, "-m", "pip", "install", "--ignore-installed", "--no-deps", "--no-build-isolation", *source)
     assert installed.returncode == 0, installed.stderr
 
     script = "import sys; sys.argv[0] = 'anomalib'; from anomalib.cli.cli import main; main()"
