@@ -92,22 +92,22 @@ def key(record: dict[str, Any]) -> tuple[str, int, int]:
     return record["model"], record["class"], record["seed"]
 
 
-def table(records: list[dict[str, Any]]) -> str:
-    """Lay the records out as a Markdown table: mean and standard deviation over the seeds."""
+def mean_and_deviation(values: np.ndarray) -> str:
+    """Format the mean, and the standard deviation where there are several seeds."""
+    return f"{values.mean():.3f}" + (f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else "")
+
+
+def table(records: list[dict[str, Any]], seeds: list[int]) -> str:
+    """Lay the records of the seeds out as a Markdown table."""
     lines = ["| abnormal digit | " + " | ".join(MODELS) + " |", "|---|" + "---|" * len(MODELS)]
-    by_class: dict[str, list[list[float]]] = {name: [] for name in MODELS}
-    for abnormal_class in range(10):
-        cells = []
-        for name in MODELS:
-            aurocs = [r["auroc"] for r in records if (r["model"], r["class"]) == (name, abnormal_class)]
-            by_class[name].append(aurocs)
-            cells.append(f"{np.mean(aurocs):.3f} ± {np.std(aurocs, ddof=1):.3f}" if len(aurocs) > 1 else str(aurocs))
-        lines.append(f"| {abnormal_class} | " + " | ".join(cells) + " |")
-    means = []
-    for name in MODELS:
-        per_seed = np.mean(by_class[name], axis=0)
-        means.append(f"**{per_seed.mean():.3f} ± {per_seed.std(ddof=1):.3f}**")
-    return "\n".join([*lines, "| mean | " + " | ".join(means) + " |"])
+    aurocs = {key(record): record["auroc"] for record in records}
+    by_class = {
+        name: np.array([[aurocs[name, digit, seed] for seed in seeds] for digit in range(10)]) for name in MODELS
+    }
+    for digit in range(10):
+        lines.append(f"| {digit} | " + " | ".join(mean_and_deviation(by_class[name][digit]) for name in MODELS) + " |")
+    means = " | ".join(f"**{mean_and_deviation(by_class[name].mean(axis=0))}**" for name in MODELS)
+    return "\n".join([*lines, f"| mean | {means} |"])
 
 
 def main() -> None:
@@ -133,7 +133,7 @@ def main() -> None:
             records.sort(key=key)
             arguments.output.write_text(json.dumps(records, indent=1) + "\n")
             progress.advance(task)
-    print(table(records))
+    print(table(records, arguments.seeds))
 
 
 if __name__ == "__main__":
