@@ -6,7 +6,6 @@ interpreter for somebody to import anomalib; it imports nothing itself, so all o
 calls :func:`install`. Set ``GANOMALY_PLUGIN_DISABLE=1`` to switch the hook off.
 """
 
-import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -40,8 +39,8 @@ class Finder(MetaPathFinder):
 
 
 def install() -> None:
-    """Put the finder in front of the others, unless the environment says not to."""
-    if not os.environ.get(DISABLE) and not any(isinstance(finder, Finder) for finder in sys.meta_path):
+    """Put the finder in front of the others; ``startup.pth`` calls this unless the environment says not to."""
+    if not any(isinstance(finder, Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, Finder())
 
 
