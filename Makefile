@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-RESULTS := results/GANomaly/Digits/8/latest
+RESULTS := results/GANomaly/Digits/abnormal-8/latest
 CHECKPOINT := $(RESULTS)/weights/lightning/model.ckpt
 
 .PHONY: quickstart test lint clean

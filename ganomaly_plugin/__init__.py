@@ -7,12 +7,22 @@ Public names load on first use, so that importing the package imports neither Py
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .data.cifar10 import CIFAR10
+    from .data.class_folder import ClassFolder
     from .data.digits import Digits
+    from .data.mnist import MNIST, FashionMNIST
     from .models.ganomaly import GANomaly
 
-__all__ = ["Digits", "GANomaly"]
+__all__ = ["CIFAR10", "MNIST", "ClassFolder", "Digits", "FashionMNIST", "GANomaly"]
 
-_MODULES = {"Digits": "ganomaly_plugin.data.digits", "GANomaly": "ganomaly_plugin.models.ganomaly"}
+_MODULES = {
+    "CIFAR10": "ganomaly_plugin.data.cifar10",
+    "ClassFolder": "ganomaly_plugin.data.class_folder",
+    "Digits": "ganomaly_plugin.data.digits",
+    "FashionMNIST": "ganomaly_plugin.data.mnist",
+    "GANomaly": "ganomaly_plugin.models.ganomaly",
+    "MNIST": "ganomaly_plugin.data.mnist",
+}
 
 
 def __getattr__(name: str) -> object:

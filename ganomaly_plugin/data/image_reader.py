@@ -4,23 +4,32 @@
 anomalib opens every file with ``PIL.Image.open(path).convert("RGB")``. That clips 16-bit grey to white, ignores the
 orientation that a camera noted in EXIF, and reports a truncated file without its name. The functions here take the same
 arguments and return the same types; ``install`` puts them in the place of anomalib's own.
+
+Images of sets that come in one big file have a name but no file; ``publish`` lets all readers find them.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import wraps
 from pathlib import Path
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from anomalib.data import ImageItem, NumpyImageItem
 from anomalib.data.utils import image as anomalib_image
+from anomalib.visualization.image import item_visualizer
 from PIL import Image, ImageOps
 from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import to_dtype, to_image
 
 _WHITE = {"I;16": 65535, "I;16L": 65535, "I;16B": 65535, "I;16N": 65535, "I": 65535, "F": 1}
 """Value of white in Pillow's modes of one deep channel."""
+
+_published: dict[str, npt.NDArray[np.uint8]] = {}
+"""Images that have no file, by their names."""
 
 
 class UnreadableImageError(OSError):
@@ -76,17 +85,42 @@ def read_mask(path: str | Path, as_tensor: bool = False) -> torch.Tensor | npt.N
     return tv_tensors.Mask(torch.from_numpy(pixels > 0), dtype=torch.uint8) if as_tensor else pixels
 
 
+def publish(names: Sequence[str], images: npt.NDArray[np.uint8]) -> None:
+    """Let ``read_image`` and anomalib's pictures find images that lie in memory. A file of the same name goes first.
+
+    Args:
+        names: What ``image_path`` says of each image.
+        images: Grey images ``(N, H, W)`` or colour images ``(N, H, W, 3)``, which must not change.
+    """
+    _published.update(zip(names, images, strict=True))
+    install()
+
+
 def install() -> None:
     """Make anomalib read images and masks with this module, wherever it holds or will import its own functions.
 
-    Calling it again changes nothing.
+    Its pictures, too, show what was read so. Calling it again changes nothing.
     """
-    for ours in (read_image, read_mask):
+    for module, ours in (
+        (anomalib_image, read_image),
+        (anomalib_image, read_mask),
+        (item_visualizer, _visualize_what_is_read),
+    ):
         name = ours.__name__
-        theirs = getattr(anomalib_image, name)
-        for module_name, module in list(sys.modules.items()):
-            if module_name.startswith("anomalib.") and vars(module).get(name) is theirs:
-                setattr(module, name, ours)
+        theirs = getattr(module, name)
+        for module_name, holder in list(sys.modules.items()):
+            if module_name.startswith("anomalib.") and vars(holder).get(name) is theirs:
+                setattr(holder, name, ours)
+
+
+_visualize: Callable[..., Image.Image | None] = item_visualizer.visualize_image_item
+
+
+@wraps(_visualize)
+def _visualize_what_is_read(item: ImageItem | NumpyImageItem, *args: Any, **kwargs: Any) -> Image.Image | None:
+    if isinstance(item, ImageItem) and item.image_path:
+        item = replace(item, image=read_image(item.image_path, as_tensor=True), image_path=None)
+    return _visualize(item, *args, **kwargs)
 
 
 def _decode(path: str | Path, convert: Callable[[Image.Image], npt.NDArray]) -> npt.NDArray:
@@ -96,6 +130,8 @@ def _decode(path: str | Path, convert: Callable[[Image.Image], npt.NDArray]) -> 
             ImageOps.exif_transpose(image, in_place=True)
             return convert(image)
     except FileNotFoundError as error:
+        if str(path) in _published:
+            return convert(Image.fromarray(_published[str(path)]))
         msg = f"There is no image file at '{path}': correct the path, or restore the file."
         raise FileNotFoundError(msg) from error
     except Exception as error:  # Pillow's decoders raise whatever a broken file makes them stumble over.

@@ -5,10 +5,17 @@ The functions know labels and positions only, so that they serve any data set.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
+
+Protocol = Literal["abnormal", "abnormal_official", "normal"]
+"""Whether the chosen class is the anomaly, in the paper's split or in the official one, or the only normal class."""
+
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+
+Labels = Sequence[int] | npt.NDArray[np.integer]
 
 
 class OneVsRestSplit(NamedTuple):
@@ -21,7 +28,7 @@ class OneVsRestSplit(NamedTuple):
 
 
 def one_class_abnormal(
-    labels: Sequence[int] | npt.NDArray[np.integer],
+    labels: Labels,
     abnormal_class: int,
     *,
     train_share: float = 0.8,
@@ -49,17 +56,13 @@ def one_class_abnormal(
         >>> len(split.train), len(split.test)
         (4, 3)
     """
-    classes = np.unique(labels).tolist()
-    if abnormal_class not in classes:
-        msg = f"abnormal_class is {abnormal_class!r}, but must be one of the labels: {classes}."
-        raise ValueError(msg)
+    is_normal = ~_is_class(labels, "abnormal_class", abnormal_class)
     if not 0 < train_share < 1:
         msg = f"train_share is {train_share}, but must lie between 0 and 1, ends excluded."
         raise ValueError(msg)
     if seed < 0:
         msg = f"seed is {seed}, but must not be negative."
         raise ValueError(msg)
-    is_normal = np.asarray(labels) != abnormal_class
     normal = np.random.default_rng(seed).permutation(np.flatnonzero(is_normal))
     n_train = int(train_share * len(normal))
     if n_train == 0:  # Rounding down leaves the test set at least one as soon as there is any.
@@ -72,3 +75,55 @@ def one_class_abnormal(
         train=np.sort(normal[:n_train]),
         test=np.sort(np.concatenate([normal[n_train:], np.flatnonzero(~is_normal)])),
     )
+
+
+def one_class_abnormal_official(labels: Labels, is_train: npt.NDArray[np.bool_], abnormal_class: int) -> OneVsRestSplit:
+    """Make one class the anomaly, but keep to the split that the data set comes with, so that no seed plays a part.
+
+    The GANomaly code does this where no seed is given: normal samples stay where they are, and abnormal ones of both
+    splits are for the test.
+
+    Args:
+        labels: Class of each sample.
+        is_train: Whether each sample belongs to the official training split.
+        abnormal_class: The class that is the anomaly, one of the labels.
+
+    Raises:
+        ValueError: If the class is not among the labels, or no normal sample is left for training or for the test.
+    """
+    is_abnormal = _is_class(labels, "abnormal_class", abnormal_class)
+    return _by_masks(train=is_train & ~is_abnormal, test=~is_train | is_abnormal, is_abnormal=is_abnormal)
+
+
+def one_class_normal(labels: Labels, is_train: npt.NDArray[np.bool_], normal_class: int) -> OneVsRestSplit:
+    """Make one class normal and all the others the anomaly, on the official splits, as most later papers do.
+
+    Args:
+        labels: Class of each sample.
+        is_train: Whether each sample belongs to the official training split.
+        normal_class: The class that is normal, one of the labels.
+
+    Raises:
+        ValueError: If the class is not among the labels, or no normal sample is left for training or for the test.
+    """
+    is_abnormal = ~_is_class(labels, "normal_class", normal_class)
+    return _by_masks(train=is_train & ~is_abnormal, test=~is_train, is_abnormal=is_abnormal)
+
+
+def _is_class(labels: Labels, argument: str, chosen: int) -> npt.NDArray[np.bool_]:
+    classes = np.unique(labels).tolist()
+    if chosen not in classes:
+        msg = f"{argument} is {chosen!r}, but must be one of the labels: {classes}."
+        raise ValueError(msg)
+    chosen_mask: Any = np.asarray(labels) == chosen
+    return chosen_mask
+
+
+def _by_masks(
+    train: npt.NDArray[np.bool_], test: npt.NDArray[np.bool_], is_abnormal: npt.NDArray[np.bool_]
+) -> OneVsRestSplit:
+    for name, members in (("training", train), ("test", test)):
+        if not (members & ~is_abnormal).any():
+            msg = f"No sample of the official {name} split is normal: add some, or choose another class or protocol."
+            raise ValueError(msg)
+    return OneVsRestSplit(np.flatnonzero(train), np.flatnonzero(test))

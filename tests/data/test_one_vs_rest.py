@@ -4,7 +4,11 @@
 import numpy as np
 import pytest
 
-from ganomaly_plugin.data.one_vs_rest import one_class_abnormal
+from ganomaly_plugin.data.one_vs_rest import (
+    one_class_abnormal,
+    one_class_abnormal_official,
+    one_class_normal,
+)
 
 LABELS = [3, 7, 7, 3, 9, 7, 7, 9, 7, 9, 7, 9]
 """Two threes, six sevens, four nines."""
@@ -84,3 +88,36 @@ def test_no_labels_are_refused() -> None:
     """An empty set has no classes to choose from."""
     with pytest.raises(ValueError, match=r"one of the labels: \[\]"):
         one_class_abnormal([], 3)
+
+
+IS_TRAIN = np.array([True] * 8 + [False] * 4)
+"""Official training split: two threes, four sevens, two nines. Test: two sevens, two nines."""
+
+
+def test_cifar10_has_the_sizes_of_the_official_code() -> None:
+    """43,200 for training and 10,800 + 6,000 for the test by the paper; 45,000 and 9,000 + 6,000 on official splits."""
+    labels = np.repeat(np.arange(10), 6000)
+    pooled = one_class_abnormal(labels, 2)
+    assert (len(pooled.train), len(pooled.test)) == (43_200, 10_800 + 6_000)
+    official = one_class_abnormal_official(labels, np.arange(60_000) % 6000 < 5000, 2)
+    assert (len(official.train), len(official.test)) == (45_000, 9_000 + 6_000)
+
+
+def test_official_splits_with_one_abnormal_class() -> None:
+    """Abnormal samples of both splits are for the test."""
+    split = one_class_abnormal_official(LABELS, IS_TRAIN, 7)
+    assert split.train.tolist() == [0, 3, 4, 7]
+    assert split.test.tolist() == [1, 2, 5, 6, 8, 9, 10, 11]
+
+
+def test_official_splits_with_one_normal_class() -> None:
+    """Abnormal samples of the training split are left out."""
+    split = one_class_normal(LABELS, IS_TRAIN, 7)
+    assert split.train.tolist() == [1, 2, 5, 6]
+    assert split.test.tolist() == [8, 9, 10, 11]
+
+
+def test_class_that_the_official_test_lacks_is_refused() -> None:
+    """No three is in the test split."""
+    with pytest.raises(ValueError, match="No sample of the official test split is normal"):
+        one_class_normal(LABELS, IS_TRAIN, 3)

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Any classification set that lies in folders, one a class."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from rich.progress import track
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from ganomaly_plugin.data.datamodule import LabelledImages, OneVsRestDataModule
+from ganomaly_plugin.data.image_reader import read_image
+
+SPLITS = ("train", "test")
+SMALL = 64 * 64
+"""Most pixels of images that are kept in memory, 12 kB each."""
+
+
+class ClassFolder(OneVsRestDataModule):
+    """Images at ``<root>/{train,test}/<class>/*``, such as the folders of GANomaly's own code.
+
+    That code expects ``train/0.normal``, ``test/0.normal`` and ``test/1.abnormal``; with ``one_vs_rest="normal"`` and
+    ``normal_class="0.normal"`` that is exactly what this trains and tests on. Classes are the names of the folders in
+    either split, in alphabetical order.
+
+    Images of one and the same size of up to 64x64 pixels are decoded once and stay in memory; others are read from
+    their files in each epoch.
+
+    Args:
+        root: Folder that holds ``train`` and ``test``.
+        **kwargs: Arguments of :class:`~ganomaly_plugin.data.datamodule.OneVsRestDataModule`.
+
+    Raises:
+        FileNotFoundError: If ``root`` does not hold these folders with images in them.
+    """
+
+    def __init__(self, root: Path | str, **kwargs: Any) -> None:
+        self.root = Path(root)
+        folders = [folder for split in SPLITS for folder in (self.root / split).glob("*") if folder.is_dir()]
+        self.class_names = sorted({folder.name for folder in folders})
+        if not self.class_names:
+            msg = f"'{self.root}' holds no images: expected are folders '{self.root}/{{train,test}}/<class>'."
+            raise FileNotFoundError(msg)
+        super().__init__(**kwargs)
+
+    @property
+    def name(self) -> str:  # type: ignore[override]  # a property there as well
+        """Name of the root folder, under which anomalib files the results."""
+        return self.root.resolve().name
+
+    def load(self) -> LabelledImages:
+        """Return all images, decoded if they are small and of one size.
+
+        Raises:
+            FileNotFoundError: If a folder holds no image.
+        """
+        paths: list[Path] = []
+        labels: list[int] = []
+        for split in SPLITS:
+            for label, class_name in enumerate(self.class_names):
+                folder = self.root / split / class_name
+                found = sorted(path for path in folder.glob("*") if path.suffix.lower() in IMG_EXTENSIONS)
+                if folder.is_dir() and not found:
+                    msg = f"'{folder}' holds no image ({', '.join(IMG_EXTENSIONS)}): add some, or remove the folder."
+                    raise FileNotFoundError(msg)
+                paths += found
+                labels += [label] * len(found)
+        return LabelledImages(
+            paths=[str(path) for path in paths],
+            labels=np.array(labels),
+            is_train=np.array([path.parent.parent.name == "train" for path in paths]),
+            images=_decode_small(paths),
+        )
+
+
+def _decode_small(paths: list[Path]) -> npt.NDArray[np.uint8] | None:
+    """Return the images as ``(N, H, W, 3)`` if they are small and of one size, otherwise ``None``."""
+    sizes = set()
+    for path in paths:
+        with Image.open(path) as image:
+            sizes.add((image.width, image.height))
+        if len(sizes) > 1 or image.width * image.height > SMALL:
+            return None
+    images = np.empty((len(paths), *sizes.pop()[::-1], 3), dtype=np.uint8)
+    for target, path in zip(images, track(paths, "Reading images", transient=True), strict=True):
+        target[:] = np.round(read_image(path) * 255)
+    return images
