@@ -11,17 +11,20 @@ if TYPE_CHECKING:
     from .data.class_folder import ClassFolder
     from .data.digits import Digits
     from .data.mnist import MNIST, FashionMNIST
+    from .data.patches import FullImages, Patches
     from .models.ganomaly import GANomaly
 
-__all__ = ["CIFAR10", "MNIST", "ClassFolder", "Digits", "FashionMNIST", "GANomaly"]
+__all__ = ["CIFAR10", "MNIST", "ClassFolder", "Digits", "FashionMNIST", "FullImages", "GANomaly", "Patches"]
 
 _MODULES = {
     "CIFAR10": "ganomaly_plugin.data.cifar10",
     "ClassFolder": "ganomaly_plugin.data.class_folder",
     "Digits": "ganomaly_plugin.data.digits",
     "FashionMNIST": "ganomaly_plugin.data.mnist",
+    "FullImages": "ganomaly_plugin.data.patches",
     "GANomaly": "ganomaly_plugin.models.ganomaly",
     "MNIST": "ganomaly_plugin.data.mnist",
+    "Patches": "ganomaly_plugin.data.patches",
 }
 
 

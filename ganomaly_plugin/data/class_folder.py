@@ -56,6 +56,15 @@ class ClassFolder(OneVsRestDataModule):
         Raises:
             FileNotFoundError: If a folder holds no image.
         """
+        paths, labels, is_train = self.find_files()
+        return LabelledImages([str(path) for path in paths], labels, is_train, _decode_small(paths))
+
+    def find_files(self) -> tuple[list[Path], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """Return the images' paths, classes, and whether they are for training.
+
+        Raises:
+            FileNotFoundError: If a folder holds no image.
+        """
         paths: list[Path] = []
         labels: list[int] = []
         for split in SPLITS:
@@ -67,12 +76,7 @@ class ClassFolder(OneVsRestDataModule):
                     raise FileNotFoundError(msg)
                 paths += found
                 labels += [label] * len(found)
-        return LabelledImages(
-            paths=[str(path) for path in paths],
-            labels=np.array(labels),
-            is_train=np.array([path.parent.parent.name == "train" for path in paths]),
-            images=_decode_small(paths),
-        )
+        return paths, np.array(labels), np.array([path.parent.parent.name == "train" for path in paths])
 
 
 def _decode_small(paths: list[Path]) -> npt.NDArray[np.uint8] | None:

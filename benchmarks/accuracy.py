@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image AUROC on the paper's public datasets, one class abnormal: the official code, the paper's recipe, and ours.
+
+Columns:
+
+* ``official``: the plain restatement in ``official_ganomaly.py``, evaluated as its code does: MNIST scaled by mean
+  0.1307 and deviation 0.3081, batch statistics at test time, mean-square latent score. The test set is shuffled, so
+  that batch statistics cannot give the labels away.
+* ``paper``: ``configs/paper.yaml``.
+* ``default``: ``configs/default.yaml``. Names such as ``default-no-averaging`` are its ablations.
+
+Every column trains on the same images in batches of 64 for 15 epochs. The figure is the AUROC after the last epoch;
+the best epoch on the test set is a column of its own, for comparison with papers that report it. Small budget: 6,400
+training normals, 2,000 normal and 2,000 abnormal test images, drawn by the seed. Full budget: everything.
+
+Each finished run is a file of its own, and a run that has one is not repeated, so the script can be stopped and started
+again.
+
+    python benchmarks/accuracy.py --data mnist --budget small --root ... [--columns ...] [--seeds 0 1 2] [--jobs 2]
+"""
+
+import argparse
+import json
+import logging
+import multiprocessing
+import os
+import platform
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import yaml
+from anomalib.data import AnomalibDataset
+from anomalib.engine import Engine
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from sklearn.metrics import roc_auc_score
+from torch.utils.data import DataLoader
+
+from benchmarks.official_ganomaly import OfficialGANomaly
+from ganomaly_plugin import MNIST, ClassFolder, GANomaly
+from ganomaly_plugin.data.datamodule import OneVsRestDataModule
+from ganomaly_plugin.models.components.scores import latent_l1_score, latent_l2_score, latent_whitened_score
+
+ROOT = Path(__file__).parent
+BATCH_SIZE = 64
+SIZE = 32
+SMALL_TRAIN, SMALL_TEST = 6_400, 2_000
+SWING_EPOCHS = 5
+
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "default-no-averaging": {"average_weights": False},
+    "default-64-features": {"n_features": 64},
+    "default-bce": {"adversarial": "bce"},
+}
+"""Columns of the default recipe: what each changes in it."""
+
+COLUMNS = ("official", "paper", *OVERRIDES)
+
+
+class Dataset(NamedTuple):
+    """How a column gets its images."""
+
+    module: type[OneVsRestDataModule]
+    channels: int
+    classes: tuple[str, ...]
+    official_scaling: tuple[float, float]
+    """Mean and deviation of the official code's normalisation."""
+
+
+DATASETS = {
+    "mnist": Dataset(MNIST, 1, tuple("0123456789"), (0.1307, 0.3081)),
+    "cifar10": Dataset(ClassFolder, 3, ("airplane", "automobile", "bird", "cat", "deer"), (0.5, 0.5)),
+}
+
+
+class Run(NamedTuple):
+    """One training."""
+
+    data: str
+    budget: str
+    column: str
+    abnormal_class: str
+    seed: int
+
+    def path(self, results: Path) -> Path:
+        """Return where the record lies."""
+        return results / f"{self.data}-{self.budget}" / f"{self.column}-{self.abnormal_class}-{self.seed}.json"
+
+
+def recipe(column: str) -> dict[str, Any]:
+    """Return the content of a column's configuration."""
+    name = column if column in {"official", "paper"} else "default"
+    content: dict[str, Any] = yaml.safe_load((ROOT.parent / "configs" / f"{name}.yaml").read_text())
+    return content
+
+
+def build_datamodule(run: Run, root: Path) -> Any:
+    """Return the datamodule of a run, its sets drawn to size under the small budget."""
+    module: Any = DATASETS[run.data].module
+
+    def draw(dataset: AnomalibDataset, label: int, count: int, generator: np.random.Generator) -> list[int]:
+        rows = np.flatnonzero(dataset.samples.label_index == label)
+        return [int(row) for row in generator.permutation(rows)[:count]]
+
+    class Small(module):
+        train_data: AnomalibDataset
+        test_data: AnomalibDataset
+
+        def _setup(self, _stage: str | None = None) -> None:
+            super()._setup(_stage)
+            generator = np.random.default_rng(self.seed)
+            train, test = self.train_data, self.test_data
+            self.train_data = train.subsample(draw(train, 0, SMALL_TRAIN, generator))
+            self.test_data = test.subsample(
+                [row for label in (0, 1) for row in draw(test, label, SMALL_TEST, generator)]
+            )
+
+    return (Small if run.budget == "small" else module)(
+        root=root,
+        abnormal_class=run.abnormal_class,
+        seed=run.seed,
+        train_batch_size=BATCH_SIZE,
+        eval_batch_size=BATCH_SIZE,
+        val_split_mode="none",
+    )
+
+
+def auroc(labels: torch.Tensor, scores: torch.Tensor) -> float:
+    """Return the area under the ROC curve of raw scores."""
+    return float(roc_auc_score(labels.cpu(), scores.double().cpu()))
+
+
+class AurocPerEpoch(Callback):
+    """Scores the test images after each epoch, by every latent score that one training can serve."""
+
+    def __init__(self) -> None:
+        self.aurocs: dict[str, list[float]] = {}
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Score after the epoch before, when the module's own hooks have run."""
+        if trainer.current_epoch > 0:
+            self.score(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Score after the last epoch."""
+        self.score(trainer, pl_module)
+
+    @torch.no_grad()
+    def score(self, trainer: Any, model: Any) -> None:
+        """Add one value to each score's list."""
+        was_training = model.training
+        model.eval()
+        differences, labels = [], []
+        for batch in trainer.datamodule.test_dataloader():
+            images = model.pre_processor(batch.image.to(model.device))
+            differences.append(model.model.latent_differences(images))
+            labels.append(batch.gt_label)
+        model.train(was_training)
+        difference = torch.cat(differences)
+        zero = torch.zeros_like(difference)
+        scores = {
+            "latent_l1": latent_l1_score(difference, zero),
+            "latent_l2": latent_l2_score(difference, zero),
+            "latent_whitened": latent_whitened_score(difference, zero, model.model.precision),
+        }
+        for name, values in scores.items():
+            self.aurocs.setdefault(name, []).append(auroc(torch.cat(labels), values))
+
+
+def train_ours(run: Run, datamodule: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """Train through anomalib's engine and return the AUROCs of each epoch."""
+    arguments = settings["model"]["init_args"] | OVERRIDES.get(run.column, {})
+    arguments["input_channels"] = DATASETS[run.data].channels
+    model = GANomaly(**arguments, visualizer=False)
+    callback = AurocPerEpoch()
+    with tempfile.TemporaryDirectory() as folder:
+        engine = Engine(
+            max_epochs=settings["trainer"]["max_epochs"],
+            accelerator="auto",
+            devices=1,
+            callbacks=[callback],
+            default_root_dir=folder,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        engine.fit(model, datamodule=datamodule)
+    return {"auroc": callback.aurocs[arguments["score"]], "scores": callback.aurocs, "model": arguments}
+
+
+def train_official(run: Run, datamodule: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """Train the restatement and evaluate it as the official code does, on a shuffled test set."""
+    from torchvision.transforms.v2 import Resize
+
+    dataset = DATASETS[run.data]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    mean, deviation = dataset.official_scaling
+    datamodule.setup()
+    for data in (datamodule.train_data, datamodule.test_data):
+        data.augmentations = Resize((SIZE, SIZE), antialias=True)
+
+    def prepare(batch: Any) -> torch.Tensor:
+        return ((batch.image[:, : dataset.channels] - mean) / deviation).to(device)
+
+    model = OfficialGANomaly(SIZE, dataset.channels).to(device)
+    test = datamodule.test_data
+    shuffled = DataLoader(test, BATCH_SIZE, shuffle=True, collate_fn=test.collate_fn)
+    aurocs = []
+    for _ in range(settings["trainer"]["max_epochs"]):
+        for batch in datamodule.train_dataloader():
+            model.step(prepare(batch))
+        batches = list(shuffled)
+        scores = torch.cat([model.score(prepare(batch)) for batch in batches])  # In training mode, as the code is.
+        aurocs.append(auroc(torch.cat([batch.gt_label for batch in batches]), scores))
+    return {"auroc": aurocs, "scores": {"latent_l2": aurocs}, "model": settings["model"]["init_args"]}
+
+
+def execute(run: Run, root: Path, threads: int) -> dict[str, Any]:
+    """Train one model and return its record."""
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(threads)
+    seed_everything(run.seed, verbose=False)
+    train: Callable[..., dict[str, Any]] = train_official if run.column == "official" else train_ours
+    start = time.perf_counter()
+    outcome = train(run, build_datamodule(run, root), recipe(run.column))
+    return {
+        **run._asdict(),
+        **outcome,
+        "seconds": round(time.perf_counter() - start),
+        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor(),
+        "torch": torch.__version__,
+    }
+
+
+def read(results: Path, data: str, budget: str) -> list[dict[str, Any]]:
+    """Read all records of a dataset."""
+    return [json.loads(path.read_text()) for path in sorted((results / f"{data}-{budget}").glob("*.json"))]
+
+
+def summarise(records: list[dict[str, Any]], column: str, pick: Callable[[list[float]], float]) -> np.ndarray:
+    """Return one value a class and seed, ``(classes, seeds)`` with NaN where a run is missing."""
+    chosen = [record for record in records if record["column"] == column]
+    classes = sorted({record["abnormal_class"] for record in records})
+    seeds = sorted({record["seed"] for record in chosen})
+    values = np.full((len(classes), len(seeds)), np.nan)
+    for record in chosen:
+        values[classes.index(record["abnormal_class"]), seeds.index(record["seed"])] = pick(record["auroc"])
+    return values
+
+
+def last(aurocs: list[float]) -> float:
+    """Return the value of the last epoch."""
+    return aurocs[-1]
+
+
+def swing(aurocs: list[float]) -> float:
+    """Return the mean absolute change from epoch to epoch over the last epochs."""
+    return float(np.abs(np.diff(aurocs[-SWING_EPOCHS:])).mean())
+
+
+def cell(values: np.ndarray) -> str:
+    """Format mean and deviation over seeds of a row of values."""
+    found = values[~np.isnan(values)]
+    if not len(found):
+        return ""
+    return f"{found.mean():.3f}" + (f" ± {found.std(ddof=1):.3f}" if len(found) > 1 else "")
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """Lay out the last epoch of each class and column, then means, the best on the test set, and the swing."""
+    present = [column for column in COLUMNS if any(record["column"] == column for record in records)]
+    classes = sorted({record["abnormal_class"] for record in records})
+    lines = ["| abnormal class | " + " | ".join(present) + " |", "|---|" + "---|" * len(present)]
+    values = {column: summarise(records, column, last) for column in present}
+    for row, name in enumerate(classes):
+        lines.append(f"| {name} | " + " | ".join(cell(values[column][row]) for column in present) + " |")
+    for label, pick in (
+        ("**mean, last epoch**", last),
+        ("mean, best epoch on the test set", max),
+        (f"mean change between the last {SWING_EPOCHS} epochs", swing),
+    ):
+        cells = []
+        for column in present:
+            complete = summarise(records, column, pick)
+            complete = complete[:, ~np.isnan(complete).any(axis=0)]  # Seeds of which every class has run.
+            cells.append(cell(complete.mean(axis=0)) if complete.size else "")
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw(records: list[dict[str, Any]], path: Path) -> None:
+    """Draw the last epoch of each class with error bars over seeds, in the manner of the paper's Fig. 4."""
+    from matplotlib import pyplot as plt
+
+    classes = sorted({record["abnormal_class"] for record in records})
+    figure, axes = plt.subplots(figsize=(9, 4))
+    for column in ("official", "paper", "default"):
+        values = summarise(records, column, last)
+        if not values.size:
+            continue
+        deviation = np.nanstd(values, axis=1, ddof=1) if values.shape[1] > 1 else None
+        axes.errorbar(classes, np.nanmean(values, axis=1), deviation, marker="o", capsize=4, label=column)
+    axes.axhline(0.5, color="grey", linestyle=":", linewidth=1)
+    axes.set(xlabel="abnormal class", ylabel="image AUROC, last epoch", ylim=(0, 1))
+    axes.legend(loc="lower right")
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    """Run what is missing, then print the table and draw the figure."""
+    from rich.progress import Progress
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=DATASETS, default="mnist")
+    parser.add_argument("--budget", choices=("small", "full"), default="small")
+    parser.add_argument(
+        "--root", type=Path, required=True, help="root of the datamodule: torchvision's, or the folders"
+    )
+    parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=["official", "paper", "default"])
+    parser.add_argument("--classes", nargs="+", help="abnormal classes; the dataset's by default")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings at a time, one thread each")
+    parser.add_argument("--results", type=Path, default=ROOT / "results" / "accuracy")
+    arguments = parser.parse_args()
+
+    classes = arguments.classes or DATASETS[arguments.data].classes
+    missing = [
+        run
+        for seed in arguments.seeds
+        for column in arguments.columns
+        for name in classes
+        if not (run := Run(arguments.data, arguments.budget, column, name, seed)).path(arguments.results).exists()
+    ]
+    context = multiprocessing.get_context("spawn")
+    with Progress() as progress, ProcessPoolExecutor(arguments.jobs, mp_context=context) as pool:
+        task = progress.add_task("trainings", total=len(missing))
+        futures = {pool.submit(execute, run, arguments.root, 1): run for run in missing}
+        for future in as_completed(futures):
+            path = futures[future].path(arguments.results)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_suffix(".tmp")
+            unfinished.write_text(json.dumps(future.result(), indent=1) + "\n")
+            unfinished.replace(path)
+            progress.advance(task)
+    records = read(arguments.results, arguments.data, arguments.budget)
+    text = table(records)
+    (arguments.results / f"{arguments.data}-{arguments.budget}.md").write_text(text + "\n")
+    draw(records, arguments.results / f"{arguments.data}-{arguments.budget}.svg")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
