@@ -123,11 +123,33 @@ def test_yaml_names(capsys: pytest.CaptureFixture[str], tmp_path: Path, model: o
     assert config["data"]["class_path"] == "ganomaly_plugin.Digits"
 
 
-@pytest.mark.parametrize("config", ["quickstart", "paper", "official"])
+@pytest.mark.parametrize("config", sorted(path.stem for path in (ROOT / "configs").glob("*.yaml")))
 def test_shipped_configs_parse(capsys: pytest.CaptureFixture[str], config: str) -> None:
     """Every YAML that is shipped names arguments that exist."""
     parsed = printed_config(capsys, "--config", str(ROOT / "configs" / f"{config}.yaml"))
     assert parsed["model"]["class_path"] == "ganomaly_plugin.GANomaly"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        ("mnist", {"abnormal_class": 2}, "MNIST"),
+        ("cifar10", {"abnormal_class": "car"}, "CIFAR10"),
+        ("fashion_mnist", {"one_vs_rest": "normal", "normal_class": "bag"}, "FashionMNIST"),
+        ("class_folder", {"root": "somewhere", "abnormal_class": "car"}, "ClassFolder"),
+        ("patches", {"root": "somewhere", "stride": 16}, "Patches"),
+    ],
+)
+def test_datamodule_names(
+    capsys: pytest.CaptureFixture[str], name: str, arguments: dict[str, object], expected: str
+) -> None:
+    """Each datamodule by its alias, with arguments of its own and of what it is built on."""
+    options = [part for key, value in arguments.items() for part in (f"--data.{key}", str(value))]
+    config = printed_config(
+        capsys, "--model", "ganomaly", "--data", name, *options, "--data.val_split_mode", "from_test"
+    )
+    assert config["data"]["class_path"] == f"ganomaly_plugin.{expected}"
+    assert config["data"]["init_args"] | arguments | {"val_split_mode": "from_test"} == config["data"]["init_args"]
 
 
 def test_help_of_an_alias(capsys: pytest.CaptureFixture[str]) -> None:
