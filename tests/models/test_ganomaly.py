@@ -135,11 +135,28 @@ def test_whitening_undoes_scale_and_correlation() -> None:
     assert degenerate.isfinite().all()
 
 
-def test_whitening_is_measured_on_the_training_images(tmp_path: Path, datamodule: Folder) -> None:
-    """After training, the precision is the inverse of the training images' second moments with 1 % of ridge."""
+@pytest.mark.parametrize(
+    ("arguments", "validates"),
+    [
+        ({}, True),
+        ({"check_val_every_n_epoch": 2, "max_epochs": 3}, True),
+        ({"limit_val_batches": 0}, True),
+        ({}, False),
+    ],
+)
+def test_whitening_is_measured_on_the_training_images(
+    tmp_path: Path, datamodule: Folder, arguments: dict[str, Any], validates: bool
+) -> None:
+    """After training, the precision is the inverse of the training images' second moments with 1 % of ridge.
+
+    It belongs to the last weights, whether or not a validation has seen them.
+    """
     seed_everything(5)
+    if not validates:
+        datamodule = copy.copy(datamodule)
+        datamodule.val_dataloader = lambda: []
     model = GANomaly(image_size=32, n_features=4, latent_vec_size=3, score="latent_whitened")
-    build_engine(tmp_path).fit(model, datamodule=datamodule)
+    build_engine(tmp_path, **arguments).fit(model, datamodule=datamodule)
     model.eval()
     with torch.no_grad():
         images = torch.cat([model.pre_processor(batch.image) for batch in datamodule.train_dataloader()])

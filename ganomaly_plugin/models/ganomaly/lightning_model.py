@@ -173,6 +173,7 @@ class GANomaly(AnomalibModule):
         self.betas = (beta1, beta2)
         self.adversarial = adversarial
         self._rng_state: torch.Tensor | None = None
+        self._measured_step: int | None = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return one Adam over generator and discriminator.
@@ -254,8 +255,8 @@ class GANomaly(AnomalibModule):
             self._measure_differences()
 
     def on_train_epoch_end(self) -> None:
-        """Measure them as well where no validation runs."""
-        if not self.trainer.enable_validation:
+        """Measure them as well where no validation has seen the latest weights."""
+        if self._measured_step != self.global_step:
             self._measure_differences()
 
     def _measure_differences(self) -> None:
@@ -275,6 +276,7 @@ class GANomaly(AnomalibModule):
         self.model.train(was_training)
         gathered: Any = self.all_gather(torch.cat(differences))
         self.model.precision.copy_(whitening_precision(gathered.flatten(end_dim=-2)))
+        self._measured_step = self.global_step
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> ImageBatch:
         """Score one validation batch and log the mean raw score of its normal images."""
