@@ -13,7 +13,12 @@ from anomalib.models import AnomalibModule
 from lightning.pytorch import seed_everything
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from ganomaly_plugin.data.image_reader import read_image
+
 from .conftest import build_datamodule
+
+EXPORTED = ("pred_score", "pred_label", "pred_mask", "anomaly_map")
+"""Outputs of every exported graph."""
 
 
 def build_engine(root: Path, **kwargs: Any) -> Engine:
@@ -175,24 +180,93 @@ class ModelTester:
         assert losses
         assert all(value.isfinite() for value in losses.values())
 
-    def test_openvino_agrees(self, tmp_path: Path, datamodule: Folder) -> None:
-        """The exported graph takes raw images of any number and size, and gives what the model gives."""
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_exports_agree_with_the_engine(self, tmp_path: Path, digits_folder: Path, channels: int) -> None:
+        """From the same files, which are larger than the model's images, every export gives what the engine gives."""
+        import onnxruntime
+        import openvino
+
+        seed_everything(7)
+        datamodule = build_datamodule(digits_folder)
+        model = self.build(input_channels=channels, image_size=(28, 36))
+        engine = build_engine(tmp_path)
+        engine.fit(model, datamodule=datamodule)
+        predictions = engine.predict(model, datamodule=datamodule)
+        expected = {name: gather(predictions, name).squeeze() for name in EXPORTED}
+        paths = [path for batch in predictions for path in batch.image_path]
+        images = torch.stack([read_image(path, as_tensor=True) for path in paths])
+        assert images.shape[-2:] == (40, 48)
+
+        exported = torch.load(model.to_torch(tmp_path), weights_only=False)["model"].eval()
+        session = onnxruntime.InferenceSession(model.to_onnx(tmp_path))
+        compiled = openvino.Core().compile_model(
+            model.to_openvino(tmp_path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+        )
+        assert not any(name in dict(exported.named_children()) for name in model.training_only)
+        assert {port.any_name for port in compiled.outputs} == set(EXPORTED)
+        assert {port.name for port in session.get_outputs()} == set(EXPORTED)
+
+        def run_torch(batch: torch.Tensor) -> dict[str, torch.Tensor]:
+            with torch.no_grad():
+                return exported(batch)._asdict()
+
+        def run_onnx(batch: torch.Tensor) -> dict[str, torch.Tensor]:
+            values = session.run(list(EXPORTED), {session.get_inputs()[0].name: batch.numpy()})
+            return {name: torch.from_numpy(value) for name, value in zip(EXPORTED, values, strict=True)}
+
+        def run_openvino(batch: torch.Tensor) -> dict[str, torch.Tensor]:
+            values = compiled(batch.numpy())
+            return {name: torch.from_numpy(values[name]) for name in EXPORTED}
+
+        for run in (run_torch, run_onnx, run_openvino):
+            for size in (1, 2, 7):
+                parts = [run(batch) for batch in images.split(size)]
+                actual = {name: torch.cat([part[name].reshape(-1) for part in parts]) for name in EXPORTED}
+                for value, decision in (("pred_score", "pred_label"), ("anomaly_map", "pred_mask")):
+                    values = actual[value].view_as(expected[value])
+                    torch.testing.assert_close(values, expected[value], atol=1e-4, rtol=0)
+                    clear = (expected[value] - 0.5).abs() > 1e-4
+                    decisions = actual[decision].bool().view_as(expected[decision])
+                    assert torch.equal(decisions[clear], expected[decision][clear])
+
+    def test_exported_graph_takes_any_size(self, tmp_path: Path, datamodule: Folder) -> None:
+        """Smaller and larger images than the model's, down to one of few pixels."""
         import openvino
 
         model = self.train(tmp_path, datamodule).eval()
-        path = model.to_openvino(tmp_path)
-        compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        for count, size in ((1, (32, 32)), (2, (50, 41)), (7, (8, 8))):
-            images = torch.rand(count, 3, *size)
+        compiled = openvino.Core().compile_model(
+            model.to_openvino(tmp_path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+        )
+        for size in ((32, 32), (8, 8), (50, 41), (300, 700)):
+            images = torch.rand(2, 3, *size)
             with torch.no_grad():
                 expected = model(images)
             actual = compiled(images.numpy())
             for name in ("pred_score", "anomaly_map"):
-                values = torch.from_numpy(actual[name])
+                values = torch.from_numpy(actual[name]).view_as(getattr(expected, name))
                 torch.testing.assert_close(values, getattr(expected, name), atol=1e-4, rtol=0)
-            decided = (expected.pred_score - 0.5).abs() > 1e-4
-            labels = torch.from_numpy(actual["pred_label"]).bool().flatten()
-            assert torch.equal(labels[decided], expected.pred_label[decided])
+
+    def test_openvino_file_describes_itself(self, tmp_path: Path, datamodule: Folder) -> None:
+        """What Intel's Model API reads, and what the model was trained on, also by way of a checkpoint."""
+        import openvino
+
+        engine = build_engine(tmp_path)
+        model = self.build()
+        engine.fit(model, datamodule=datamodule)
+        reloaded = type(model).load_from_checkpoint(engine.best_model_path)
+        described = openvino.Core().read_model(reloaded.to_openvino(tmp_path))
+
+        def fact(section: str, name: str) -> str:
+            return described.get_rt_info([section, name]).astype(str)
+
+        assert fact("model_info", "model_type") == "AnomalyDetection"
+        assert fact("model_info", "labels") == "Normal Anomaly"
+        assert fact("model_info", "image_shape") == "32 32"
+        assert fact("ganomaly_plugin", "trained_on") == "digits"
+        assert fact("ganomaly_plugin", "model") == type(model).__name__
+        assert float(fact("ganomaly_plugin", "raw_image_threshold")) == pytest.approx(
+            float(model.post_processor.image_threshold)
+        )
 
     def test_every_parameter_gets_a_gradient(self, tmp_path: Path, datamodule: Folder) -> None:
         """Nothing that is optimised is left out of the backward passes, and autograd finds no anomaly."""

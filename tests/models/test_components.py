@@ -11,6 +11,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from ganomaly_plugin.models.components.dcgan import Decoder, Encoder, pyramid_sizes, pyramid_widths
 from ganomaly_plugin.models.components.metrics import AUROC, AveragePrecision
 from ganomaly_plugin.models.components.post_processor import OneClassPostProcessor
+from ganomaly_plugin.models.components.pre_processor import resize_antialiased
 
 
 def validation_batch(scores: list[float], labels: list[int], masks: bool = False) -> ImageBatch:
@@ -174,3 +175,12 @@ class TestOneClassPostProcessor:
         """A quantile outside (0, 1] is named."""
         with pytest.raises(ValueError, match=rf"{name} is 1.5.*in \(0, 1\]"):
             OneClassPostProcessor(**{name: 1.5})
+
+
+@pytest.mark.parametrize("size", [(8, 8), (32, 32), (33, 50), (64, 20), (300, 257)])
+def test_antialiased_resizing_is_that_of_pytorch(size: tuple[int, int]) -> None:
+    """Two matrix products against PyTorch's own kernel, for enlarging, shrinking and both at once."""
+    images = torch.rand(2, 3, *size)
+    expected = torch.nn.functional.interpolate(images, (32, 40), mode="bilinear", antialias=True)
+    torch.testing.assert_close(resize_antialiased(images, 32, 40), expected, atol=2e-6, rtol=0)
+    assert torch.equal(resize_antialiased(images, *size), images)

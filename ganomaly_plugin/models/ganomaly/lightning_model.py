@@ -18,8 +18,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from ganomaly_plugin.models.components.dcgan import Discriminator, initialise_weights
+from ganomaly_plugin.models.components.export import SelfDescribingExport
 from ganomaly_plugin.models.components.metrics import AUROC, AveragePrecision
 from ganomaly_plugin.models.components.post_processor import OneClassPostProcessor
+from ganomaly_plugin.models.components.pre_processor import AntialiasedPreProcessor
 from ganomaly_plugin.models.components.scores import whitening_precision
 from ganomaly_plugin.models.components.visualizer import ReconstructionVisualizer
 
@@ -55,7 +57,7 @@ ARCHITECTURE = (
 """Hyper-parameters that a checkpoint and the model it is loaded into must share."""
 
 
-class GANomaly(AnomalibModule):
+class GANomaly(SelfDescribingExport, AnomalibModule):  # type: ignore[misc]  # two of Lightning's bases differ
     """GANomaly (Akcay, Atapour-Abarghouei, Breckon, ACCV 2018).
 
     A generator encodes an image, rebuilds it from the code and encodes it again; trained on normal images only, its two
@@ -105,6 +107,8 @@ class GANomaly(AnomalibModule):
         >>> sum(parameter.numel() for parameter in model.model.generator.parameters())
         3200384
     """
+
+    training_only = ("discriminator",)
 
     def __init__(
         self,
@@ -375,6 +379,7 @@ class GANomaly(AnomalibModule):
 
     def on_fit_start(self) -> None:
         """Go on with the random numbers of the checkpoint, if training resumes from one."""
+        super().on_fit_start()
         if self._rng_state is not None:
             torch.set_rng_state(self._rng_state.cpu())
             self._rng_state = None
@@ -392,7 +397,7 @@ class GANomaly(AnomalibModule):
     @staticmethod
     def configure_pre_processor(image_size: tuple[int, int] | None = None) -> PreProcessor:
         """Return a pre-processor that resizes to ``image_size`` (64x64 by default) and scales [0, 1] to [-1, 1]."""
-        return PreProcessor(
+        return AntialiasedPreProcessor(
             transform=Compose(
                 [
                     Resize(image_size or (64, 64), antialias=True),
