@@ -21,19 +21,14 @@ import torch
 from anomalib.data import ImageItem, NumpyImageItem
 from anomalib.data.utils import image as anomalib_image
 from anomalib.visualization.image import item_visualizer
-from PIL import Image, ImageOps
+from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import to_dtype, to_image
 
-_WHITE = {"I;16": 65535, "I;16L": 65535, "I;16B": 65535, "I;16N": 65535, "I": 65535, "F": 1}
-"""Value of white in Pillow's modes of one deep channel."""
+from ganomaly_plugin.pixels import decode, to_rgb
 
 _published: dict[str, npt.NDArray[np.uint8]] = {}
 """Images that have no file, by their names."""
-
-
-class UnreadableImageError(OSError):
-    """The file is there but holds no image that can be read without guessing. The message names it."""
 
 
 @overload
@@ -61,7 +56,7 @@ def read_image(path: str | Path, as_tensor: bool = False) -> torch.Tensor | npt.
         FileNotFoundError: If there is no such file.
         UnreadableImageError: If the file is empty, truncated, corrupt, not an image, or its values have no known white.
     """
-    pixels = _decode(path, _to_rgb)
+    pixels = _decode(path, to_rgb)
     if as_tensor:
         return to_dtype(to_image(pixels), torch.float32, scale=True)
     return pixels / 255.0 if pixels.dtype == np.uint8 else pixels
@@ -124,33 +119,7 @@ def _visualize_what_is_read(item: ImageItem | NumpyImageItem, *args: Any, **kwar
 
 
 def _decode(path: str | Path, convert: Callable[[Image.Image], npt.NDArray]) -> npt.NDArray:
-    """Open a file, turn the image the right way up, and return what ``convert`` makes of it."""
-    try:
-        with Image.open(path) as image:
-            ImageOps.exif_transpose(image, in_place=True)
-            return convert(image)
-    except FileNotFoundError as error:
-        if str(path) in _published:
-            return convert(Image.fromarray(_published[str(path)]))
-        msg = f"There is no image file at '{path}': correct the path, or restore the file."
-        raise FileNotFoundError(msg) from error
-    except Exception as error:  # Pillow's decoders raise whatever a broken file makes them stumble over.
-        reason = f"{type(error).__name__}: {error}"
-        msg = f"Cannot read the image '{path}' ({reason}). Replace the file, or take it out of the data set."
-        raise UnreadableImageError(msg) from error
-
-
-def _to_rgb(image: Image.Image) -> npt.NDArray:
-    """Return uint8 ``(H, W, 3)``, or float64 in [0, 1] for an image of one deep channel."""
-    white = _WHITE.get(image.mode)
-    if white is None:
-        image.info.pop("transparency", None)  # Pillow would warn that the conversion drops it.
-        return np.array(image.convert("RGB"))
-    if image.mode == "I" and image.format not in {"PNG", "PPM"}:  # For those two, Pillow keeps 16 bits in mode I.
-        msg = "32-bit integers do not say which value is white: store the image with 8 or 16 bits"
-        raise ValueError(msg)
-    grey = np.array(image, dtype=np.float64) / white
-    if not (grey.min() >= 0 and grey.max() <= 1):  # Negated, because NaN fails every comparison.
-        msg = f"its values span {grey.min():g} to {grey.max():g}, but must lie in [0, 1]: rescale them"
-        raise ValueError(msg)
-    return np.repeat(grey[..., np.newaxis], 3, axis=2)
+    """Decode a file, or a published image where there is none."""
+    if str(path) in _published and not Path(path).exists():
+        return convert(Image.fromarray(_published[str(path)]))
+    return decode(path, convert)

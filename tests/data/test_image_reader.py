@@ -16,7 +16,8 @@ from anomalib.data import Folder, PredictDataset
 from PIL import Image
 from torchvision import tv_tensors
 
-from ganomaly_plugin.data.image_reader import UnreadableImageError, install, read_image, read_mask
+from ganomaly_plugin.data.image_reader import install, read_image, read_mask
+from ganomaly_plugin.pixels import UnreadableImageError
 
 ORIENTATION = 0x0112
 """EXIF tag."""

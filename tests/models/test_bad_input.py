@@ -10,7 +10,7 @@ from anomalib.data import Folder
 from PIL import Image
 
 from ganomaly_plugin import GANomaly
-from ganomaly_plugin.data.image_reader import UnreadableImageError
+from ganomaly_plugin.pixels import UnreadableImageError
 
 from .conftest import build_datamodule
 from .model_tester import build_engine, gather

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One trained model and its exports, for all tests of the edge runtime."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from anomalib.data import ImageBatch
+from anomalib.engine import Engine
+from lightning.pytorch import seed_everything
+
+from ganomaly_plugin import Digits, GANomaly
+
+
+class Trained(NamedTuple):
+    """A model after a short training, its OpenVINO export, and what the engine predicts."""
+
+    xml: Path
+    folder: Path
+    predictions: list[ImageBatch]
+
+    @property
+    def paths(self) -> list[str]:
+        """Paths of the predicted images."""
+        return [path for batch in self.predictions for path in batch.image_path]
+
+    def values(self, name: str) -> np.ndarray:
+        """One field of all predictions."""
+        return np.concatenate([getattr(batch, name).numpy() for batch in self.predictions])
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """GANomaly on scikit-learn's digits, the eight abnormal."""
+    root = tmp_path_factory.mktemp("edge")
+    seed_everything(3)
+    datamodule = Digits(root / "digits", 8, eval_batch_size=25)
+    model = GANomaly(image_size=32, n_features=8, latent_vec_size=8, input_channels=1, visualizer=False)
+    engine = Engine(
+        default_root_dir=root,
+        max_epochs=2,
+        limit_train_batches=10,
+        limit_predict_batches=2,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+    )
+    engine.fit(model, datamodule=datamodule)
+    predictions = engine.predict(model, datamodule=datamodule)
+    return Trained(model.to_openvino(root / "export"), root, predictions)

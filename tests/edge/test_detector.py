@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The detector in Python: what it gives, what it takes, and what it refuses."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import openvino
+import pytest
+from PIL import Image
+
+from ganomaly_plugin.edge import Detector, NotADetectorError
+from ganomaly_plugin.edge.detector import to_input
+from ganomaly_plugin.pixels import UnreadableImageError
+
+from .conftest import Trained
+
+
+@pytest.fixture(scope="module")
+def detector(trained: Trained) -> Detector:
+    """The detector with its defaults."""
+    return Detector(trained.xml)
+
+
+def test_agrees_with_the_engine(trained: Trained, detector: Detector) -> None:
+    """Scores, labels, maps and masks of the same files."""
+    predictions = [detector.predict(path) for path in trained.paths]
+    scores = trained.values("pred_score")
+    np.testing.assert_allclose([prediction.score for prediction in predictions], scores, atol=1e-4)
+    clear = abs(scores - 0.5) > 1e-4
+    labels = np.array([prediction.is_anomalous for prediction in predictions])
+    np.testing.assert_array_equal(labels[clear], trained.values("pred_label")[clear])
+    maps = trained.values("anomaly_map").reshape(-1, 32, 32)
+    np.testing.assert_allclose([prediction.anomaly_map for prediction in predictions], maps, atol=1e-4)
+    masks = np.array([prediction.mask for prediction in predictions])
+    clear = abs(maps - 0.5) > 1e-4
+    np.testing.assert_array_equal(masks[clear], trained.values("pred_mask").reshape(-1, 32, 32)[clear])
+
+
+def test_every_form_of_an_image_gives_the_same(trained: Trained, detector: Detector) -> None:
+    """File, Pillow image, integers and floats, grey and colour."""
+    path = trained.paths[0]
+    grey = np.array(Image.open(path))
+    colour = np.repeat(grey[..., np.newaxis], 3, axis=2)
+    expected = detector.predict(path).score
+    sixteen = grey.astype(np.uint16) * 257
+    for form in (Path(path), Image.open(path), grey, grey[..., np.newaxis], colour, colour / 255, sixteen):
+        assert detector.predict(form).score == pytest.approx(expected, abs=1e-6)
+    batch = detector.predict(np.stack([colour, colour]))
+    assert [prediction.score for prediction in batch] == pytest.approx([expected] * 2, abs=1e-6)
+
+
+def test_stream_keeps_the_order(trained: Trained, detector: Detector) -> None:
+    """Images of very different cost, several at a time."""
+    sizes = [400, 8, 8, 300, 8, 8, 8, 200, 8, 8] * 5
+    images = [np.full((size, size), number, dtype=np.uint8) for number, size in enumerate(sizes)]
+    streamed = list(Detector(trained.xml, hint="throughput").stream(iter(images)))
+    assert [int(np.asarray(prediction.source)[0, 0]) for prediction in streamed] == list(range(50))
+    alone = [detector.predict(image).score for image in images]
+    assert [prediction.score for prediction in streamed] == pytest.approx(alone, abs=1e-5)
+
+
+def test_stream_takes_no_more_than_it_can_score(detector: Detector) -> None:
+    """An endless iterable: few images are taken before the first prediction comes out."""
+    taken = 0
+
+    def endless() -> Iterator[np.ndarray]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield np.zeros((8, 8), dtype=np.uint8)
+
+    stream = detector.stream(endless())
+    for _ in range(100):
+        next(stream)
+    assert taken <= 100 + 2 * 16
+
+
+def test_stream_passes_unreadable_images_over_when_asked(tmp_path: Path, trained: Trained, detector: Detector) -> None:
+    """The others come in order; without a word about skipping, the error is raised."""
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    images = [trained.paths[0], broken, trained.paths[1]]
+    skipped: list[object] = []
+    predictions = list(detector.stream(images, skip=lambda source, _: skipped.append(source)))
+    assert [prediction.source for prediction in predictions] == [trained.paths[0], trained.paths[1]]
+    assert skipped == [broken]
+    with pytest.raises(UnreadableImageError, match=r"broken\.png"):
+        list(detector.stream(images))
+
+
+def test_threshold_overrides_the_model(trained: Trained, detector: Detector) -> None:
+    """A score equal to the threshold is normal."""
+    score = detector.predict(trained.paths[0]).score
+    assert not Detector(trained.xml, threshold=score).predict(trained.paths[0]).is_anomalous
+    assert Detector(trained.xml, threshold=score - 1e-3).predict(trained.paths[0]).is_anomalous
+
+
+def test_facts(detector: Detector) -> None:
+    """What the model says of itself."""
+    assert detector.facts["trained_on"] == "Digits/abnormal-8"
+    assert detector.facts["model_type"] == "AnomalyDetection"
+
+
+def test_fixed_size_model_gets_its_size(trained: Trained, tmp_path: Path, detector: Detector) -> None:
+    """An export for images of one size takes others too."""
+    model = openvino.Core().read_model(trained.xml)
+    model.reshape([1, 3, 32, 32])
+    openvino.save_model(model, tmp_path / "fixed.xml")
+    fixed = Detector(tmp_path / "fixed.xml")
+    assert fixed.input_size == (32, 32)
+    # Twice antialiased is not once, but the bilinear filters of Pillow and the graph are the same.
+    assert fixed.predict(trained.paths[0]).score == pytest.approx(detector.predict(trained.paths[0]).score, abs=1e-3)
+
+
+def test_detector_of_anomalib(tmp_path: Path, trained: Trained) -> None:
+    """A model that this package has no part in: anomalib's own Ganomaly, which gives a score alone."""
+    from anomalib.models.image.ganomaly import Ganomaly
+
+    model = Ganomaly(n_features=4, latent_vec_size=4, pre_processor=Ganomaly.configure_pre_processor((64, 64)))
+    prediction = Detector(model.to_openvino(tmp_path, input_size=(64, 64))).predict(trained.paths[0])
+    assert prediction.anomaly_map is None
+    assert prediction.mask is None
+    assert np.isfinite(prediction.score)
+
+
+class TestRefused:
+    """Bad models, devices and images."""
+
+    def test_missing_files(self, tmp_path: Path, trained: Trained) -> None:
+        with pytest.raises(FileNotFoundError, match=r"no file '.*lost\.xml'"):
+            Detector(tmp_path / "lost.xml")
+        lonely = tmp_path / "lonely.xml"
+        lonely.write_bytes(trained.xml.read_bytes())
+        with pytest.raises(FileNotFoundError, match=r"no file '.*lonely\.bin'"):
+            Detector(lonely)
+
+    def test_truncated_model(self, tmp_path: Path, trained: Trained) -> None:
+        (tmp_path / "cut.xml").write_bytes(trained.xml.read_bytes()[:5000])
+        (tmp_path / "cut.bin").write_bytes(trained.xml.with_suffix(".bin").read_bytes())
+        with pytest.raises(NotADetectorError, match=r"cut\.xml' is no model that OpenVINO can read"):
+            Detector(tmp_path / "cut.xml")
+
+    def test_other_kind_of_model(self, tmp_path: Path) -> None:
+        ops = openvino.opset13
+        image = ops.parameter([1, 3, 8, 8], name="image")
+        openvino.save_model(openvino.Model([ops.relu(image)], [image]), tmp_path / "relu.xml")
+        with pytest.raises(NotADetectorError, match=r"relu\.xml' is no anomaly detector: it has 1 inputs"):
+            Detector(tmp_path / "relu.xml")
+
+    def test_unknown_device(self, trained: Trained) -> None:
+        with pytest.raises(ValueError, match=r"no device 'TPU' here: choose one of CPU"):
+            Detector(trained.xml, device="TPU")
+
+    @pytest.mark.parametrize("shape", [(8, 8, 2), (8, 8, 5), (8,), (0, 8, 3)])
+    def test_arrays_that_are_no_images(self, shape: tuple[int, ...]) -> None:
+        with pytest.raises(ValueError, match=r"is no image: give \(H, W\)"):
+            to_input(np.zeros(shape, dtype=np.uint8))
+
+    @pytest.mark.parametrize("value", [2.0, -1.0, float("nan")])
+    def test_floats_outside_their_range(self, value: float) -> None:
+        with pytest.raises(ValueError, match="unsigned integers, or floats in"):
+            to_input(np.full((8, 8), value))
+
+
+def test_imports_nothing_heavy() -> None:
+    """Neither PyTorch nor anomalib nor anything else that a small device lacks."""
+    code = (
+        "import sys, ganomaly_plugin.edge.command\n"
+        "heavy = {'torch', 'anomalib', 'lightning', 'cv2', 'pandas', 'sklearn', 'rich', 'torchvision'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
