@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cold start, latency and throughput of inference: PyTorch, ONNX Runtime, OpenVINO, and both inferencers.
+
+Cold start runs a fresh interpreter from its start to the first result and reads its peak memory: ours
+(``ganomaly_plugin.edge``) beside anomalib's ``OpenVINOInferencer``, on the same file. Latencies are of batch 1; the
+variants take turns, a round each, so that whatever else the machine does hits all alike. The models are GANomaly with
+64 features and a latent code of 100, RGB, after a few training steps on scikit-learn's digits, which also calibrate
+INT8; anomalib's Ganomaly has its defaults at the same size.
+
+    python benchmarks/inference.py [--sizes 32 64 256] [--rounds 10] [--output results.json]
+"""
+
+import argparse
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+import torch
+from anomalib.deploy import CompressionType
+from anomalib.engine import Engine
+from anomalib.models import Ganomaly
+from torch.utils.flop_counter import FlopCounterMode
+
+from ganomaly_plugin import Digits, GANomaly
+
+ROOT = Path(__file__).parent
+SECONDS = 0.3
+"""Duration of one round of one variant."""
+
+OURS = """
+from ganomaly_plugin.edge import Detector
+Detector({model!r}).predict({image!r})
+"""
+ANOMALIBS = """
+from anomalib.deploy import OpenVINOInferencer
+OpenVINOInferencer({model!r}, device="CPU").predict({image!r})
+"""
+
+
+def cold_start(code: str, folder: Path) -> dict[str, float]:
+    """Run code in a fresh interpreter and return seconds and peak megabytes."""
+    watcher = (
+        "import resource, subprocess, sys, time\n"
+        "start = time.perf_counter()\n"
+        "subprocess.run([sys.executable, '-c', sys.argv[1]], check=True, capture_output=True)\n"
+        "print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)\n"
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", watcher, code], check=True, capture_output=True, text=True, cwd=folder)
+        for _ in range(3)
+    ]
+    values = np.array([[float(value) for value in run.stdout.split()] for run in runs])
+    seconds, megabytes = np.median(values, axis=0)
+    return {"seconds": float(seconds), "megabytes": float(megabytes)}
+
+
+def train_shortly(model: Any, folder: Path) -> Digits:
+    """Train a few steps, so that thresholds and statistics exist, and return the digits."""
+    datamodule = Digits(folder / "digits", 8)
+    engine = Engine(
+        max_epochs=1,
+        limit_train_batches=3,
+        limit_val_batches=2,
+        accelerator="cpu",
+        default_root_dir=folder,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    engine.fit(model, datamodule=datamodule)
+    return datamodule
+
+
+def compile_openvino(path: Path, precision: str) -> Callable[[np.ndarray], Any]:
+    """Return the compiled model, one image at a time."""
+    return openvino.Core().compile_model(
+        path, "CPU", {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+    )
+
+
+def build_variants(size: int, folder: Path) -> tuple[dict[str, Callable[[np.ndarray], Any]], float, Path]:
+    """Return what to time on raw images ``(1, 3, size, size)``, GFLOP an image, and the OpenVINO file."""
+    import onnxruntime
+
+    ours = GANomaly(image_size=size, visualizer=False)
+    datamodule = train_shortly(ours, folder)
+    ours.eval()
+    stock = Ganomaly(pre_processor=Ganomaly.configure_pre_processor((size, size)), visualizer=False).eval()
+    session = onnxruntime.InferenceSession(ours.to_onnx(folder))
+    fp32 = ours.to_openvino(folder / "fp32")
+    int8 = ours.to_openvino(folder / "int8", compression_type=CompressionType.INT8_PTQ, datamodule=datamodule)
+
+    def torch_variant(model: Any) -> Callable[[np.ndarray], Any]:
+        def run(image: np.ndarray) -> Any:
+            with torch.no_grad():
+                return model(torch.from_numpy(image))
+
+        return run
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        ours(torch.rand(1, 3, size, size))
+    variants = {
+        "anomalib's Ganomaly, PyTorch": torch_variant(stock),
+        "PyTorch": torch_variant(ours),
+        "ONNX Runtime": lambda image: session.run(None, {session.get_inputs()[0].name: image}),
+        "OpenVINO FP32": compile_openvino(fp32, "f32"),
+        "OpenVINO INT8": compile_openvino(int8, "f32"),
+    }
+    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        variants["OpenVINO bf16"] = compile_openvino(fp32, "bf16")
+    return variants, counter.get_total_flops() / 1e9, fp32
+
+
+def measure(variants: dict[str, Callable[[np.ndarray], Any]], size: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Return each variant's latency percentiles in milliseconds."""
+    image = np.random.default_rng(0).random((1, 3, size, size), dtype=np.float32)
+    milliseconds: dict[str, list[float]] = {name: [] for name in variants}
+    for run in variants.values():
+        run(image)
+    for _ in range(rounds):
+        for name, run in variants.items():
+            end = time.perf_counter() + SECONDS
+            while (start := time.perf_counter()) < end:
+                run(image)
+                milliseconds[name].append((time.perf_counter() - start) * 1e3)
+    return {
+        name: {"p50": float(np.percentile(values, 50)), "p95": float(np.percentile(values, 95))}
+        for name, values in milliseconds.items()
+    }
+
+
+def peak_gflops() -> float:
+    """Return the machine's measured rate of single-precision matrix multiplication."""
+    matrix = torch.rand(2048, 2048)
+    best = float("inf")
+    for _ in range(10):
+        start = time.perf_counter()
+        matrix @ matrix
+        best = min(best, time.perf_counter() - start)
+    return 2 * 2048**3 / best / 1e9
+
+
+def main() -> None:
+    """Measure and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64, 256])
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--output", type=Path, default=ROOT / "results" / "inference.json")
+    arguments = parser.parse_args()
+
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    result: dict[str, Any] = {
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "openvino": openvino.get_version(),
+        "peak_gflops": peak_gflops(),
+        "sizes": {},
+    }
+    for size in arguments.sizes:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            variants, gflop, path = build_variants(size, folder)
+            result["sizes"][size] = {"gflop": gflop, "latency": measure(variants, size, arguments.rounds)}
+            if "cold_start" not in result:
+                image = str(next((folder / "digits").rglob("*.png")))
+                result["cold_start"] = {
+                    "ganomaly_plugin.edge": cold_start(OURS.format(model=str(path), image=image), folder),
+                    "anomalib's OpenVINOInferencer": cold_start(ANOMALIBS.format(model=str(path), image=image), folder),
+                }
+        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+
+    print("| to the first result | s | peak MB |\n|---|---|---|")
+    for name, start in result["cold_start"].items():
+        print(f"| {name} | {start['seconds']:.2f} | {start['megabytes']:.0f} |")
+    for size, content in result["sizes"].items():
+        print(f"\n{size} px, {content['gflop']:.3f} GFLOP an image, peak {result['peak_gflops']:.0f} GFLOP/s\n")
+        print("| | p50, ms | p95, ms | images/s | share of the peak |\n|---|---|---|---|---|")
+        for name, latency in content["latency"].items():
+            share = (
+                "" if "anomalib" in name else f"{content['gflop'] / latency['p50'] * 1e3 / result['peak_gflops']:.0%}"
+            )
+            print(f"| {name} | {latency['p50']:.2f} | {latency['p95']:.2f} | {1e3 / latency['p50']:.0f} | {share} |")
+
+
+if __name__ == "__main__":
+    main()
