@@ -45,7 +45,12 @@ from torch.utils.data import DataLoader
 from benchmarks.official_ganomaly import OfficialGANomaly
 from ganomaly_plugin import MNIST, ClassFolder, GANomaly
 from ganomaly_plugin.data.datamodule import OneVsRestDataModule
-from ganomaly_plugin.models.components.scores import latent_l1_score, latent_l2_score, latent_whitened_score
+from ganomaly_plugin.models.components.scores import (
+    latent_l1_score,
+    latent_l2_score,
+    latent_relative_score,
+    latent_whitened_score,
+)
 
 ROOT = Path(__file__).parent
 BATCH_SIZE = 64
@@ -55,6 +60,9 @@ SWING_EPOCHS = 5
 
 OVERRIDES: dict[str, dict[str, Any]] = {
     "default": {},
+    "default-whitened": {"score": "latent_whitened"},
+    "default-latent-100": {"latent_vec_size": 100},
+    "default-latent-8": {"latent_vec_size": 8},
     "default-no-averaging": {"average_weights": False},
     "default-64-features": {"n_features": 64},
     "default-bce": {"adversarial": "bce"},
@@ -157,19 +165,19 @@ class AurocPerEpoch(Callback):
         """Add one value to each score's list."""
         was_training = model.training
         model.eval()
-        differences, labels = [], []
+        codes, labels = [], []
         for batch in trainer.datamodule.test_dataloader():
-            images = model.pre_processor(batch.image.to(model.device))
-            differences.append(model.model.latent_differences(images))
+            codes.append(model.model.latent_codes(model.pre_processor(batch.image.to(model.device))))
             labels.append(batch.gt_label)
         model.train(was_training)
-        difference = torch.cat(differences)
-        zero = torch.zeros_like(difference)
+        latent, rebuilt = (torch.cat(part) for part in zip(*codes, strict=True))
         scores = {
-            "latent_l1": latent_l1_score(difference, zero),
-            "latent_l2": latent_l2_score(difference, zero),
-            "latent_whitened": latent_whitened_score(difference, zero, model.model.precision),
+            "latent_l1": latent_l1_score(latent, rebuilt),
+            "latent_l2": latent_l2_score(latent, rebuilt),
+            "latent_relative": latent_relative_score(latent, rebuilt),
         }
+        if model.model.score == "latent_whitened":  # Otherwise the precision was not measured.
+            scores["latent_whitened"] = latent_whitened_score(latent, rebuilt, model.model.precision)
         for name, values in scores.items():
             self.aurocs.setdefault(name, []).append(auroc(torch.cat(labels), values))
 

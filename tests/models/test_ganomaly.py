@@ -102,7 +102,7 @@ def test_scores_by_hand() -> None:
     assert scores.reconstruction_error(white, black).tolist() == [[[[1]]]]
 
 
-@pytest.mark.parametrize("score", ["latent_l1", "latent_l2", "reconstruction"])
+@pytest.mark.parametrize("score", ["latent_l1", "latent_l2", "latent_relative", "reconstruction"])
 def test_score_follows_its_definition(score: str) -> None:
     """The model's score is what the paper, its code or the map say, computed here from the generator's output."""
     model = GANomaly(image_size=32, n_features=4, score=score, map_sigma=0.1).model.eval()
@@ -115,6 +115,7 @@ def test_score_follows_its_definition(score: str) -> None:
     expected = {
         "latent_l1": difference.norm(p=1, dim=1) / 100,
         "latent_l2": difference.norm(dim=1) ** 2 / 100,
+        "latent_relative": (difference.square().sum(1) / latent.flatten(1).square().sum(1)).sqrt(),
         "reconstruction": error.mean(dim=(1, 2, 3)),
     }
     torch.testing.assert_close(prediction.pred_score, expected[score])
@@ -160,7 +161,8 @@ def test_whitening_is_measured_on_the_training_images(
     model.eval()
     with torch.no_grad():
         images = torch.cat([model.pre_processor(batch.image) for batch in datamodule.train_dataloader()])
-        differences = model.model.latent_differences(images).double().numpy()
+        latent, latent_of_reconstruction = model.model.latent_codes(images)
+        differences = (latent - latent_of_reconstruction).flatten(1).double().numpy()
     moments = differences.T @ differences / len(differences)
     expected = np.linalg.inv(moments + 0.01 * moments.diagonal().mean() * np.eye(3))
     np.testing.assert_allclose(model.model.precision.numpy(), expected, rtol=1e-3)
@@ -329,7 +331,10 @@ def test_average_follows_then_remembers() -> None:
         ({"wenc": -0.5}, "wenc is -0.5"),
         ({"lr": 0}, "lr is 0"),
         ({"beta1": 1}, "beta1 is 1"),
-        ({"score": "l3"}, "score is 'l3'; choose one of latent_l1, latent_l2, latent_whitened, reconstruction"),
+        (
+            {"score": "l3"},
+            "score is 'l3'; choose one of latent_l1, latent_l2, latent_relative, latent_whitened, reconstruction",
+        ),
         ({"score": "latent_whitened", "add_final_conv_layer": False}, "needs a latent vector"),
         ({"adversarial": "wgan"}, "adversarial is 'wgan'; choose one of feature_matching, bce"),
         ({"map_sigma": 0}, "map_sigma is 0"),

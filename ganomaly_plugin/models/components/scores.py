@@ -17,6 +17,16 @@ def latent_l2_score(latent: torch.Tensor, latent_of_reconstruction: torch.Tensor
     return (latent - latent_of_reconstruction).square().flatten(1).mean(1)
 
 
+def latent_relative_score(latent: torch.Tensor, latent_of_reconstruction: torch.Tensor) -> torch.Tensor:
+    """Distance of two latent codes ``(B, Z, h, w)`` as a share of the first one's length, as ``(B,)``.
+
+    Simple images, which have short codes and are rebuilt with ease, are not normal for that alone.
+    """
+    distance = (latent - latent_of_reconstruction).flatten(1).norm(dim=1)
+    length = latent.flatten(1).norm(dim=1)
+    return distance / length.clamp(min=torch.finfo(length.dtype).eps)
+
+
 def latent_whitened_score(
     latent: torch.Tensor, latent_of_reconstruction: torch.Tensor, precision: torch.Tensor
 ) -> torch.Tensor:

@@ -87,9 +87,9 @@ class GANomaly(SelfDescribingExport, AnomalibModule):  # type: ignore[misc]  # t
         max_features: Upper bound on the channels of any layer, ``None`` for the paper's unbounded doubling. The default
             leaves the paper's sizes, 32 and 64 pixels, as they are.
         adversarial: ``feature_matching`` (the paper) or ``bce`` (its code in 2018).
-        score: ``latent_l1`` (the paper), ``latent_l2`` (its code), ``latent_whitened`` (the same in units of what is
-            usual among training images, which one more pass over them measures before each validation) or
-            ``reconstruction`` (the map's mean).
+        score: ``latent_l1`` (the paper), ``latent_l2`` (its code), ``latent_relative`` (as a share of the code's
+            length), ``latent_whitened`` (in units of what is usual among training images, which one more pass over
+            them measures after each epoch) or ``reconstruction`` (the map's mean).
         map_sigma: Standard deviation in pixels of the Gaussian that smooths the anomaly map.
         average_weights: Whether to infer with a running average of the generator's weights, which steadies the scores
             from epoch to epoch.
@@ -276,7 +276,8 @@ class GANomaly(SelfDescribingExport, AnomalibModule):  # type: ignore[misc]  # t
                 batch = self.trainer.strategy.batch_to_device(batch)
                 if isinstance(self.pre_processor, PreProcessor):
                     self.pre_processor.on_train_batch_start(self.trainer, self, batch, 0)
-                differences.append(self.model.latent_differences(batch.image))
+                latent, latent_of_reconstruction = self.model.latent_codes(batch.image)
+                differences.append((latent - latent_of_reconstruction).flatten(1))
         self.model.train(was_training)
         gathered: Any = self.all_gather(torch.cat(differences))
         self.model.precision.copy_(whitening_precision(gathered.flatten(end_dim=-2)))

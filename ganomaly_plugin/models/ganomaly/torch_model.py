@@ -13,11 +13,12 @@ from ganomaly_plugin.models.components.dcgan import MINIMUM_IMAGE_SIZE, Decoder,
 from ganomaly_plugin.models.components.scores import (
     latent_l1_score,
     latent_l2_score,
+    latent_relative_score,
     latent_whitened_score,
     reconstruction_error,
 )
 
-Score = Literal["latent_l1", "latent_l2", "latent_whitened", "reconstruction"]
+Score = Literal["latent_l1", "latent_l2", "latent_relative", "latent_whitened", "reconstruction"]
 SCORES: tuple[str, ...] = get_args(Score)
 
 LUMINANCE = (0.299, 0.587, 0.114)
@@ -97,8 +98,9 @@ class GANomalyModel(nn.Module):
         extra_layers: Number of additional 3x3 convolutions in each network.
         max_features: Upper bound on the channels of any layer, ``None`` for the paper's unbounded doubling.
         add_final_conv_layer: If ``False``, the latent code is the last feature map itself.
-        score: ``latent_l1`` (the paper), ``latent_l2`` (its code), ``latent_whitened`` (the same in units of what is
-            usual among training images, see ``precision``) or ``reconstruction`` (the map's mean).
+        score: ``latent_l1`` (the paper), ``latent_l2`` (its code), ``latent_relative`` (as a share of the code's
+            length), ``latent_whitened`` (in units of what is usual among training images, see ``precision``) or
+            ``reconstruction`` (the map's mean).
         map_sigma: Standard deviation in pixels of the Gaussian that smooths the anomaly map.
         average_weights: Whether to infer with a running average of the generator's weights.
 
@@ -196,10 +198,10 @@ class GANomalyModel(nn.Module):
         latent = self.inference_generator.encoder1(self._to_input(images))
         return (self.inference_generator.decoder(latent).expand(-1, 3, -1, -1) + 1) / 2
 
-    def latent_differences(self, images: torch.Tensor) -> torch.Tensor:
-        """Return code minus code of the reconstruction for images as in :meth:`forward`, ``(B, latent_vec_size)``."""
+    def latent_codes(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the codes of images as in :meth:`forward` and of their reconstructions, each ``(B, Z, h, w)``."""
         output = self.inference_generator(self._to_input(images))
-        return (output.latent - output.latent_of_reconstruction).flatten(1)
+        return output.latent, output.latent_of_reconstruction
 
     def _infer(self, images: torch.Tensor) -> InferenceBatch:
         images, reconstructions, latent, latent_of_reconstruction = self.inference_generator(self._to_input(images))
@@ -208,6 +210,8 @@ class GANomalyModel(nn.Module):
             score = latent_l1_score(latent, latent_of_reconstruction)
         elif self.score == "latent_l2":
             score = latent_l2_score(latent, latent_of_reconstruction)
+        elif self.score == "latent_relative":
+            score = latent_relative_score(latent, latent_of_reconstruction)
         elif self.score == "latent_whitened":
             score = latent_whitened_score(latent, latent_of_reconstruction, self.precision)
         else:
