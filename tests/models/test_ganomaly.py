@@ -14,9 +14,11 @@ import torch
 from anomalib.data import Folder, ImageBatch
 from anomalib.models import Ganomaly as StockGanomaly
 from lightning.pytorch import Trainer, seed_everything
+from sklearn.metrics import roc_auc_score
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.official_ganomaly import OfficialGANomaly
+from ganomaly_plugin import Digits
 from ganomaly_plugin.models.components import averaging, scores
 from ganomaly_plugin.models.ganomaly import GANomaly, lightning_model, loss
 
@@ -455,3 +457,51 @@ def test_losses_are_logged_per_epoch(tmp_path: Path, datamodule: Folder) -> None
     engine.fit(GANomaly(image_size=32, n_features=4), datamodule=datamodule)
     expected = {"loss_adversarial", "loss_reconstruction", "loss_latent", "loss_discriminator"}
     assert expected <= set(engine.trainer.callback_metrics)
+
+
+@pytest.fixture(scope="module")
+def trained_on_digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[GANomaly, Digits]:
+    """A model with the paper's code of 100 numbers after some steps on scikit-learn's digits."""
+    root = tmp_path_factory.mktemp("digits")
+    seed_everything(3)
+    datamodule = Digits(root / "digits", 8)
+    model = GANomaly(image_size=32, n_features=8, input_channels=1, score="latent_whitened")
+    build_engine(root, max_epochs=2, limit_train_batches=20, logger=False).fit(model, datamodule=datamodule)
+    return model.eval(), datamodule
+
+
+@pytest.mark.parametrize(
+    ("compression", "correlation", "share"),
+    [("FP16", 0.999, 0.55), ("INT8", 0.9, 0.3), ("INT8_PTQ", 0.99, 0.95), ("INT8_ACQ", 0.99, 0.95)],
+)
+def test_compressed_exports_score_alike(
+    tmp_path: Path,
+    trained_on_digits: tuple[GANomaly, Digits],
+    compression: str,
+    correlation: float,
+    share: float,
+) -> None:
+    """Scores of the test images hardly move, the AUROC by less than 0.01, and the weights take a smaller share."""
+    import openvino
+    from anomalib.deploy import CompressionType
+
+    model, datamodule = trained_on_digits
+    path = model.to_openvino(tmp_path, compression_type=CompressionType[compression], datamodule=datamodule)
+    compiled = openvino.Core().compile_model(path, "CPU")
+    batches = list(datamodule.test_dataloader())
+    with torch.no_grad():
+        expected = torch.cat([model(batch.image).pred_score for batch in batches])
+    actual = np.concatenate([compiled(batch.image.numpy())["pred_score"].ravel() for batch in batches])
+    labels = torch.cat([batch.gt_label for batch in batches])
+    assert np.corrcoef(expected, actual)[0, 1] > correlation
+    assert roc_auc_score(labels, actual) == pytest.approx(roc_auc_score(labels, expected), abs=0.01)
+    size = path.with_suffix(".bin").stat().st_size
+    assert size < share * 4 * sum(p.numel() for p in model.model.inference_generator.parameters())
+
+
+def test_quantisation_without_images_is_refused(trained_on_digits: tuple[GANomaly, Digits], tmp_path: Path) -> None:
+    """The message says what is missing."""
+    from anomalib.deploy import CompressionType
+
+    with pytest.raises(ValueError, match="needs images to calibrate on: name the datamodule"):
+        trained_on_digits[0].to_openvino(tmp_path, compression_type=CompressionType.INT8_PTQ)

@@ -1,12 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exports that hold what infers and say what they are."""
 
+from collections.abc import Iterable
 from copy import copy
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from anomalib import TaskType
+from anomalib.data import AnomalibDataModule, ImageBatch
 from anomalib.models import AnomalibModule
+from torchmetrics import Metric
+
+from ganomaly_plugin.models.components.metrics import AUROC
 
 if TYPE_CHECKING:
     Mixin = AnomalibModule
@@ -74,6 +81,60 @@ class SelfDescribingExport(Mixin):
             described.with_suffix(suffix).replace(path.with_suffix(suffix))
         return path
 
+    @staticmethod
+    def _post_training_quantization_ov(model: Any, datamodule: AnomalibDataModule | None = None) -> Any:
+        """Quantise the convolutions that bear it, calibrated on the datamodule's validation images."""
+        import nncf
+
+        images = _calibration_images(model, datamodule)
+        return nncf.quantize(
+            model, images, preset=nncf.QuantizationPreset.MIXED, ignored_scope=_full_precision_layers(model)
+        )
+
+    @staticmethod
+    def _accuracy_control_quantization_ov(
+        model: Any,
+        datamodule: AnomalibDataModule | None = None,
+        metric: Metric | None = None,
+        task: TaskType | None = None,
+        max_drop: float = 0.01,
+    ) -> Any:
+        """Quantise in the same way, and take layers back until the metric on the test images drops no further.
+
+        Without a metric, it is the image AUROC.
+        """
+        import nncf
+
+        del task  # The metric says what counts.
+        if not 0 <= max_drop <= 1:
+            msg = f"max_drop is {max_drop}, but must lie in [0, 1]."
+            raise ValueError(msg)
+        calibration = _calibration_images(model, datamodule)
+        assert datamodule is not None  # noqa: S101  (or the calibration would have said so)
+        datamodule.setup("test")
+        measure: Any = metric or AUROC(fields=["pred_score", "gt_label"])
+
+        def validate(compiled: Any, batches: Iterable[ImageBatch]) -> float:
+            measure.reset()
+            for batch in batches:
+                images: Any = batch.image
+                outputs = compiled(images.numpy())
+                predicted = {port.any_name: torch.from_numpy(outputs[port]) for port in compiled.outputs}
+                for name in ("pred_score", "pred_label"):
+                    predicted[name] = predicted[name].flatten()
+                measure.update(batch.update(in_place=False, **predicted))
+            return float(measure.compute())
+
+        return nncf.quantize_with_accuracy_control(
+            model,
+            calibration,
+            nncf.Dataset(datamodule.test_dataloader()),
+            validate,
+            max_drop=max_drop,
+            preset=nncf.QuantizationPreset.MIXED,
+            ignored_scope=_full_precision_layers(model),
+        )
+
     def facts(self) -> dict[str, dict[str, str]]:
         """Return the sections of ``rt_info``; user-facing scores have their threshold at 0.5."""
         post_processor: Any = self.post_processor
@@ -96,3 +157,48 @@ class SelfDescribingExport(Mixin):
                 "raw_pixel_threshold": f"{float(post_processor.pixel_threshold):.9g}" if post_processor else "none",
             },
         }
+
+
+CONVOLUTIONS = {"Convolution", "ConvolutionBackpropData", "GroupConvolution"}
+"""OpenVINO's names of the operations that gain from 8 bits."""
+
+
+def _calibration_images(model: Any, datamodule: AnomalibDataModule | None) -> Any:
+    """Return the validation images, or the training images where there is no validation, for NNCF.
+
+    Raises:
+        ValueError: If there is no datamodule.
+    """
+    import nncf
+
+    if datamodule is None:
+        msg = "Quantisation needs images to calibrate on: name the datamodule, on the command line with --data."
+        raise ValueError(msg)
+    datamodule.setup("fit")
+    batch = model.input(0).partial_shape[0]
+    if batch.is_static:
+        datamodule.train_batch_size = datamodule.eval_batch_size = batch.get_length()
+    loader: Any = datamodule.val_dataloader() or datamodule.train_dataloader()
+    return nncf.Dataset(loader, lambda batch: batch.image.numpy())
+
+
+def _full_precision_layers(model: Any) -> Any:
+    """Return what must not be quantised.
+
+    A score is the small difference of two large codes, so that rounding them drowns it: all arithmetic but
+    convolutions keeps its precision. So do the layers next to a latent vector, whose 8-bit kernels for one single pixel
+    give wrong results on CPUs, and the blur of the map, which has one channel and gains nothing.
+    """
+    import nncf
+
+    names, types = [], set()
+    for operation in model.get_ordered_ops():
+        if operation.get_type_name() not in CONVOLUTIONS:
+            types.add(operation.get_type_name())
+            continue
+        shapes = [operation.input(0).get_partial_shape(), operation.output(0).get_partial_shape()]
+        pixels = [[dimension.get_length() for dimension in list(shape)[2:] if dimension.is_static] for shape in shapes]
+        channels = [shape[1].get_length() for shape in shapes if shape[1].is_static]
+        if [1, 1] in pixels or channels == [1, 1]:
+            names.append(operation.get_friendly_name())
+    return nncf.IgnoredScope(names=names, types=sorted(types), validate=False)
