@@ -465,14 +465,14 @@ def trained_on_digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[GANomal
     root = tmp_path_factory.mktemp("digits")
     seed_everything(3)
     datamodule = Digits(root / "digits", 8)
-    model = GANomaly(image_size=32, n_features=8, input_channels=1, score="latent_whitened")
+    model = GANomaly(image_size=32, n_features=8, input_channels=1, score="latent_l2")
     build_engine(root, max_epochs=2, limit_train_batches=20, logger=False).fit(model, datamodule=datamodule)
     return model.eval(), datamodule
 
 
 @pytest.mark.parametrize(
     ("compression", "correlation", "share"),
-    [("FP16", 0.999, 0.55), ("INT8", 0.9, 0.3), ("INT8_PTQ", 0.99, 0.95), ("INT8_ACQ", 0.99, 0.95)],
+    [("FP16", 0.999, 0.6), ("INT8", 0.97, 0.35), ("INT8_PTQ", 0.99, 0.95), ("INT8_ACQ", 0.99, 0.95)],
 )
 def test_compressed_exports_score_alike(
     tmp_path: Path,
