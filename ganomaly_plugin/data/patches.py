@@ -213,9 +213,14 @@ class FullImages(Callback):
         self._batches = []
 
     def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: ImageBatch, batch_idx: int,
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: ImageBatch,
+        batch_idx: int,
         dataloader_idx: int = 0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Keep a batch of predictions."""
         del trainer, pl_module, batch, batch_idx, dataloader_idx
         self._batches.append(outputs)

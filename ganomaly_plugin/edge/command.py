@@ -8,6 +8,8 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
@@ -45,8 +47,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ganomaly-edge", description="Find anomalous images with an exported model.")
     commands = parser.add_subparsers(required=True)
 
-    predict = commands.add_parser("predict", help="score images", description="Score images. Exit status: 0 all "
-                                  "normal, 1 anomalies found, 2 errors.")  # fmt: skip
+    predict = commands.add_parser(
+        "predict",
+        help="score images",
+        description="Score images. Exit status: 0 all normal, 1 anomalies found, 2 errors.",
+    )
     predict.set_defaults(run=run_predict)
     predict.add_argument("model", type=Path, help="exported model (.xml or .onnx)")
     predict.add_argument("paths", nargs="+", help="images, folders, globs, videos, or - for a list on standard input")
@@ -59,8 +64,14 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="measure latency and throughput")
     bench.set_defaults(run=run_bench)
     bench.add_argument("model", type=Path, help="exported model (.xml or .onnx)")
-    bench.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), default=(256, 256),
-                       help="size of the images in pixels")  # fmt: skip
+    bench.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        default=(256, 256),
+        help="size of the images in pixels",
+    )
     bench.add_argument("--seconds", type=float, default=5, help="duration of each measurement")
     bench.add_argument("--device", default="CPU", help="OpenVINO's device")
     return parser
@@ -68,15 +79,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def run_predict(options: argparse.Namespace) -> int:
     """Score the images of the command line."""
-    results = Results(options.output, options.resume)
+    # Whatever may be wrong comes to light before the file of earlier results is touched.
     detector = Detector(options.model, options.device, "throughput", options.threshold)
     frames = read_frames(find_images(options.paths), report := ErrorReport())
-    missing = (frame for frame in frames if frame.name not in results.labels)
-    for frame, prediction in _stream(detector, missing, report):
-        if options.save_maps is not None:
-            save_map(prediction, frame, options.save_maps)
-        results.write(frame.name, prediction.score, ANOMALOUS if prediction.is_anomalous else NORMAL)
-        _progress(f"{len(results.labels)} images, {results.anomalous} anomalous, {report.count} not readable")
+    with closing(Results(options.output, options.resume)) as results:
+        missing = (frame for frame in frames if frame.name not in results.labels)
+        for frame, prediction in _stream(detector, missing, report):
+            if options.save_maps is not None:
+                save_map(prediction, frame, options.save_maps)
+            results.write(frame.name, prediction.score, ANOMALOUS if prediction.is_anomalous else NORMAL)
+            _progress(f"{len(results.labels)} images, {results.anomalous} anomalous, {report.count} not readable")
     _progress("")
     summary = f"{len(results.labels)} images: {results.anomalous} anomalous, {report.count} not readable"
     print(summary, file=sys.stderr)
@@ -153,29 +165,31 @@ def _stream(
 
 
 def find_images(paths: Iterable[str]) -> Iterator[Path]:
-    """Yield the files that folders, globs and lists stand for, each folder's in alphabetical order.
+    """Return the files that folders, globs and lists stand for, each folder's in alphabetical order.
 
     Raises:
         FileNotFoundError: If a folder holds no image, or a glob matches nothing.
     """
-    for path in paths:
-        if path == "-":
-            yield from (Path(line.strip()) for line in sys.stdin if line.strip())
-        elif Path(path).is_dir():
-            suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
-            found = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in suffixes)
-            if not found:
-                msg = f"The folder '{path}' holds no images ({', '.join(sorted(suffixes))})."
-                raise FileNotFoundError(msg)
-            yield from found
-        elif glob.has_magic(path) and not Path(path).exists():
-            found = sorted(map(Path, glob.glob(path, recursive=True)))
-            if not found:
-                msg = f"No file matches '{path}'."
-                raise FileNotFoundError(msg)
-            yield from found
-        else:
-            yield Path(path)
+    return chain.from_iterable([_expand(path) for path in paths])
+
+
+def _expand(path: str) -> Iterable[Path]:
+    if path == "-":
+        return (Path(line.strip()) for line in sys.stdin if line.strip())
+    if Path(path).is_dir():
+        suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+        found = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in suffixes)
+        if not found:
+            msg = f"The folder '{path}' holds no images ({', '.join(sorted(suffixes))})."
+            raise FileNotFoundError(msg)
+        return found
+    if glob.has_magic(path) and not Path(path).exists():
+        found = sorted(map(Path, glob.glob(path, recursive=True)))
+        if not found:
+            msg = f"No file matches '{path}'."
+            raise FileNotFoundError(msg)
+        return found
+    return [Path(path)]
 
 
 def read_frames(paths: Iterable[Path], report: Callable[[Exception], None]) -> Iterator[Frame]:
@@ -262,6 +276,11 @@ class Results:
             self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         self.labels[path] = label
+
+    def close(self) -> None:
+        """Close the file; standard output stays open."""
+        if self._file is not sys.stdout:
+            self._file.close()
 
     @property
     def anomalous(self) -> int:

@@ -158,10 +158,14 @@ def test_errors_are_one_line(
     arguments: list[str],
     message: str,
 ) -> None:
-    """Never a traceback, always the name of what is wrong, and exit status 2."""
+    """Never a traceback, always the name of what is wrong, exit status 2, and earlier results stay as they are."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "earlier.csv").write_text("path,score,label\n")
+    if not {"--output", "--resume"} & set(arguments):
+        arguments = [*arguments, "--output", "earlier.csv"]
     assert main(["predict", *(part.format(xml=trained.xml) for part in arguments)]) == 2
     error = capsys.readouterr().err.splitlines()
     assert len(error) == 1
     assert message in error[0]
+    assert (tmp_path / "earlier.csv").read_text() == "path,score,label\n"
