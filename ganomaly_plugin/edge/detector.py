@@ -116,46 +116,53 @@ class Detector:
             skip: Called with every image that cannot be read and the reason, and then the image is passed over. By
                 default the error is raised.
         """
-        finished: dict[int, Prediction] = {}
+        finished: dict[int, Prediction | Exception] = {}
         change = Condition()
 
         def collect(request: Any, job: tuple[int, Source]) -> None:
             number, source = job
-            arrays = [request.get_output_tensor(index).data for index in range(len(self._compiled.outputs))]
-            prediction = self._interpret(arrays, source)
+            outcome: Prediction | Exception
+            try:
+                arrays = [request.get_output_tensor(index).data for index in range(len(self._compiled.outputs))]
+                outcome = self._interpret(arrays, source)
+            except Exception as error:  # Raised where the caller waits, for here nobody would see it.
+                outcome = error
             with change:
-                finished[number] = prediction
+                finished[number] = outcome
                 change.notify()
 
         queue = openvino.AsyncInferQueue(self._compiled, self._jobs)
         queue.set_callback(collect)
         submitted = yielded = 0
 
-        def take(wait: bool) -> Iterator[Prediction]:
-            """Yield what is ready in order, and wait for the next one first if asked."""
+        def next_prediction() -> Prediction:
             nonlocal yielded
             with change:
-                if wait:
-                    change.wait_for(lambda: yielded in finished)
-                ready = []
-                while yielded in finished:
-                    ready.append(finished.pop(yielded))
-                    yielded += 1
-            yield from ready
+                change.wait_for(lambda: yielded in finished)
+                outcome = finished.pop(yielded)
+            yielded += 1
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
 
-        for image in images:
-            try:
-                pixels = self._prepare(image)
-            except (OSError, ValueError) as error:
-                if skip is None:
-                    raise
-                skip(image, error)
-                continue
-            queue.start_async({0: pixels}, (submitted, image))
-            submitted += 1
-            yield from take(wait=submitted - yielded >= 2 * self._jobs)
-        while yielded < submitted:
-            yield from take(wait=True)
+        try:
+            for image in images:
+                try:
+                    pixels = self._prepare(image)
+                except (OSError, ValueError) as error:
+                    if skip is None:
+                        raise
+                    skip(image, error)
+                    continue
+                queue.start_async({0: pixels}, (submitted, image))
+                submitted += 1
+                while yielded in finished or submitted - yielded >= 2 * self._jobs:
+                    yield next_prediction()
+            while yielded < submitted:
+                yield next_prediction()
+        finally:
+            # Whoever stops listening early would otherwise destroy a queue whose jobs still call back.
+            queue.wait_all()
 
     def _prepare(self, image: Source) -> npt.NDArray[np.float32]:
         pixels = to_input(image)
