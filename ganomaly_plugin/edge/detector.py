@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run an exported anomaly detector."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Condition
 from typing import Any, Literal
 
 import numpy as np
@@ -116,34 +116,15 @@ class Detector:
             skip: Called with every image that cannot be read and the reason, and then the image is passed over. By
                 default the error is raised.
         """
-        finished: dict[int, Prediction | Exception] = {}
-        change = Condition()
-
-        def collect(request: Any, job: tuple[int, Source]) -> None:
-            number, source = job
-            outcome: Prediction | Exception
-            try:
-                arrays = [request.get_output_tensor(index).data for index in range(len(self._compiled.outputs))]
-                outcome = self._interpret(arrays, source)
-            except Exception as error:  # Raised where the caller waits, for here nobody would see it.
-                outcome = error
-            with change:
-                finished[number] = outcome
-                change.notify()
-
-        queue = openvino.AsyncInferQueue(self._compiled, self._jobs)
-        queue.set_callback(collect)
-        submitted = yielded = 0
+        idle = [self._compiled.create_infer_request() for _ in range(self._jobs)]
+        pending: deque[tuple[openvino.InferRequest, Source]] = deque()
 
         def next_prediction() -> Prediction:
-            nonlocal yielded
-            with change:
-                change.wait_for(lambda: yielded in finished)
-                outcome = finished.pop(yielded)
-            yielded += 1
-            if isinstance(outcome, Exception):
-                raise outcome
-            return outcome
+            request, source = pending.popleft()
+            request.wait()
+            arrays = [request.get_output_tensor(index).data for index in range(len(self._compiled.outputs))]
+            idle.append(request)
+            return self._interpret(arrays, source)
 
         try:
             for image in images:
@@ -154,15 +135,16 @@ class Detector:
                         raise
                     skip(image, error)
                     continue
-                queue.start_async({0: pixels}, (submitted, image))
-                submitted += 1
-                while yielded in finished or submitted - yielded >= 2 * self._jobs:
+                request = idle.pop()
+                request.start_async({0: pixels})
+                pending.append((request, image))
+                while pending and (not idle or pending[0][0].wait_for(0)):
                     yield next_prediction()
-            while yielded < submitted:
+            while pending:
                 yield next_prediction()
         finally:
-            # Whoever stops listening early would otherwise destroy a queue whose jobs still call back.
-            queue.wait_all()
+            for request, _ in pending:  # Whoever stops listening early leaves jobs behind.
+                request.wait()
 
     def _prepare(self, image: Source) -> npt.NDArray[np.float32]:
         pixels = to_input(image)
