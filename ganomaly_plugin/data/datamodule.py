@@ -144,7 +144,7 @@ class OneVsRestDataModule(AnomalibDataModule):
 
     @abstractmethod
     def load(self) -> LabelledImages:
-        """Return the whole set."""
+        """Return the whole set, also where nobody has called ``prepare_data``."""
 
     def train_dataloader(self) -> TRAIN_DATALOADERS:
         """Return the training batches, shuffled and of equal size, or all images at once where they fill no batch."""
@@ -178,7 +178,6 @@ class OneVsRestDataModule(AnomalibDataModule):
         raise ValueError(msg)
 
     def _setup(self, _stage: str | None = None) -> None:
-        self.prepare_data()  # Lightning calls it, but whoever uses the datamodule by hand may not.
         loaded = self.load()
         if loaded.images is not None:
             publish(loaded.paths, loaded.images)

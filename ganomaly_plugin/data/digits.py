@@ -78,6 +78,7 @@ class Digits(OneVsRestDataModule):
 
     def load(self) -> LabelledImages:
         """Return all scans."""
+        self.prepare_data()  # Lightning calls it, but whoever uses the datamodule by hand may not.
         images, labels = _read_scans()
         return LabelledImages(
             paths=[str(path) for path in self._paths(labels)],

@@ -1,16 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """MNIST and Fashion-MNIST: 70,000 grey images of 28x28 pixels each."""
 
-from pathlib import Path
-from typing import Any, ClassVar
-
-import numpy as np
 from torchvision import datasets
 
-from ganomaly_plugin.data.datamodule import LabelledImages, OneVsRestDataModule
+from ganomaly_plugin.data.torchvision_set import TorchvisionDataModule
 
 
-class MNIST(OneVsRestDataModule):
+class MNIST(TorchvisionDataModule):
     """Handwritten digits (LeCun et al. 1998), 60,000 of them for training and 10,000 for the test.
 
     Args:
@@ -24,28 +20,10 @@ class MNIST(OneVsRestDataModule):
     """
 
     class_names = tuple(str(digit) for digit in range(10))
-    source: ClassVar[type[datasets.MNIST]] = datasets.MNIST
-
-    def __init__(self, root: Path | str = "./datasets", **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.root = Path(root)
-
-    def prepare_data(self) -> None:
-        """Download what is missing."""
-        self.source(self.root, download=True)
-
-    def load(self) -> LabelledImages:
-        """Return the images of both official splits, training first."""
-        parts = {split: self.source(self.root, train=split == "train") for split in ("train", "test")}
-        return LabelledImages(
-            paths=[f"{self.name.lower()}/{split}/{i:05}.png" for split in parts for i in range(len(parts[split]))],
-            labels=np.concatenate([part.targets.numpy() for part in parts.values()]),
-            is_train=np.repeat([True, False], [len(part) for part in parts.values()]),
-            images=np.concatenate([part.data.numpy() for part in parts.values()]),
-        )
+    source = datasets.MNIST
 
 
-class FashionMNIST(MNIST):
+class FashionMNIST(TorchvisionDataModule):
     """Pictures of clothes (Xiao et al. 2017), 60,000 of them for training and 10,000 for the test.
 
     Args:
