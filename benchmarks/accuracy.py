@@ -43,6 +43,7 @@ from sklearn.metrics import roc_auc_score
 from torch.utils.data import DataLoader
 
 from benchmarks.official_ganomaly import OfficialGANomaly
+from benchmarks.report import mean_and_deviation
 from ganomaly_plugin import MNIST, ClassFolder, GANomaly
 from ganomaly_plugin.data.datamodule import OneVsRestDataModule
 from ganomaly_plugin.models.components.scores import (
@@ -277,9 +278,7 @@ def swing(aurocs: list[float]) -> float:
 def cell(values: np.ndarray) -> str:
     """Format mean and deviation over seeds of a row of values."""
     found = values[~np.isnan(values)]
-    if not len(found):
-        return ""
-    return f"{found.mean():.3f}" + (f" ± {found.std(ddof=1):.3f}" if len(found) > 1 else "")
+    return mean_and_deviation(found) if len(found) else ""
 
 
 def table(records: list[dict[str, Any]]) -> str:

@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from benchmarks.report import mean_and_deviation
+
 ROOT = Path(__file__).parent
 RECIPE = yaml.safe_load((ROOT.parent / "configs" / "quickstart.yaml").read_text())
 MODELS = ("GANomaly", "Ganomaly")
@@ -90,11 +92,6 @@ def run(model_name: str, abnormal_class: int, seed: int, threads: int) -> dict[s
 def key(record: dict[str, Any]) -> tuple[str, int, int]:
     """Return what tells runs apart."""
     return record["model"], record["class"], record["seed"]
-
-
-def mean_and_deviation(values: np.ndarray) -> str:
-    """Format the mean, and the standard deviation where there are several seeds."""
-    return f"{values.mean():.3f}" + (f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else "")
 
 
 def table(records: list[dict[str, Any]], seeds: list[int]) -> str:

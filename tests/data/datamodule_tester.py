@@ -2,6 +2,7 @@
 """What every datamodule of this package must do."""
 
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,15 @@ def contents(dataset: AnomalibDataset) -> list[bytes]:
     if isinstance(dataset, InMemoryDataset):
         return [image.tobytes() for image in dataset.images[dataset.samples.position]]
     return [dataset[index].image.numpy().tobytes() for index in range(len(dataset))]
+
+
+def make_layout(root: Path, parts: dict[str, list[Path]]) -> Path:
+    """Link images into folders."""
+    for part, paths in parts.items():
+        (root / part).mkdir(parents=True)
+        for path in paths:
+            (root / part / path.name).symlink_to(path)
+    return root
 
 
 class DatamoduleTester:

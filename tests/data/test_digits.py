@@ -11,7 +11,6 @@ import pytest
 import torch
 from anomalib.data import ImageBatch, PredictDataset
 from anomalib.data.datasets.base.image import AnomalibDataset
-from anomalib.engine import Engine
 from anomalib.models.image.ganomaly import Ganomaly as AnomalibGanomaly
 from anomalib.pre_processing import PreProcessor
 from PIL import Image
@@ -20,6 +19,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import RandomCrop, Resize
 
 from ganomaly_plugin.data.digits import Digits
+from tests.engine import build_engine
 
 COUNTS = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)
 """Scans of each digit, 1,797 in all, as scikit-learn's documentation gives them."""
@@ -260,16 +260,7 @@ class TestInAnomalib:
             pre_processor=PreProcessor(Resize((64, 64), antialias=True)),
             visualizer=False,
         )
-        engine = Engine(
-            default_root_dir=tmp_path,
-            max_epochs=1,
-            limit_train_batches=2,
-            accelerator="cpu",
-            devices=1,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+        engine = build_engine(tmp_path, limit_train_batches=2, logger=False)
         datamodule: Any = Digits(root, 8, eval_batch_size=64, val_split_mode=val_split_mode)
         engine.fit(model, datamodule=datamodule)
         (results,) = engine.test(model, datamodule=datamodule)

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 from anomalib.data import AnomalibDataModule, Folder, MVTecAD
-from anomalib.engine import Engine
 
 from ganomaly_plugin import GANomaly
+from tests.engine import build_engine
 
 
 def screw(root: Path) -> AnomalibDataModule:
@@ -35,16 +35,7 @@ def magnetic_tile(root: Path) -> AnomalibDataModule:
 def test_trains_tests_and_draws(real_data: Path, tmp_path: Path, build: Any, sizes: tuple[int, int]) -> None:
     """Image and pixel figures exist, and every tested image has its picture."""
     datamodule: Any = build(real_data)
-    engine = Engine(
-        default_root_dir=tmp_path,
-        max_epochs=1,
-        limit_train_batches=2,
-        limit_val_batches=2,
-        limit_test_batches=2,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-    )
+    engine = build_engine(tmp_path, limit_train_batches=2, limit_val_batches=2, limit_test_batches=2, logger=False)
     model = GANomaly(n_features=4, latent_vec_size=4, input_channels=1)
     engine.fit(model, datamodule=datamodule)
     assert len(datamodule.train_data) == sizes[0]

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from anomalib.data.datasets.base.image import AnomalibDataset
-from anomalib.engine import Engine
 from anomalib.models.image.ganomaly import Ganomaly as AnomalibGanomaly
 from anomalib.pre_processing import PreProcessor
 from PIL import Image
@@ -21,8 +20,9 @@ from torchvision.transforms.v2 import Resize
 from ganomaly_plugin import CIFAR10, MNIST, ClassFolder, Digits, FashionMNIST, GANomaly
 from ganomaly_plugin.data.image_reader import read_image
 from ganomaly_plugin.data.in_memory import InMemoryDataset
+from tests.engine import build_engine
 
-from .datamodule_tester import DatamoduleTester
+from .datamodule_tester import DatamoduleTester, make_layout
 
 MNIST_TRAIN = (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)
 MNIST_TEST = (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)
@@ -145,17 +145,10 @@ class TestUBALayout(DatamoduleTester):
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
     def root(cls, real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-        cls.folder = tmp_path_factory.mktemp("uba")
         normal = sorted((real_data / "sixray_small" / "normal").iterdir())
         abnormal = sorted((real_data / "sixray_small" / "threat").iterdir())
-        for part, paths in (
-            ("train/0.normal", normal[:60]),
-            ("test/0.normal", normal[60:]),
-            ("test/1.abnormal", abnormal),
-        ):
-            (cls.folder / part).mkdir(parents=True)
-            for path in paths:
-                (cls.folder / part / path.name).symlink_to(path)
+        parts = {"train/0.normal": normal[:60], "test/0.normal": normal[60:], "test/1.abnormal": abnormal}
+        cls.folder = make_layout(tmp_path_factory.mktemp("uba"), parts)
 
     def build(self, **kwargs: Any) -> ClassFolder:
         resize = Resize((48, 64), antialias=True)
@@ -289,16 +282,7 @@ class TestNamesWithoutFiles:
             model = AnomalibGanomaly(n_features=4, latent_vec_size=4, pre_processor=resize)
         else:
             model = GANomaly(image_size=28, n_features=4, latent_vec_size=4, input_channels=1)
-        engine = Engine(
-            default_root_dir=tmp_path,
-            max_epochs=1,
-            limit_train_batches=1,
-            limit_val_batches=1,
-            limit_test_batches=1,
-            accelerator="cpu",
-            logger=False,
-            enable_progress_bar=False,
-        )
+        engine = build_engine(tmp_path, limit_train_batches=1, limit_val_batches=1, limit_test_batches=1, logger=False)
         engine.fit(model, datamodule=datamodule)
         engine.test(model, datamodule=datamodule)
         pictures = {path.name: path for path in tmp_path.rglob("*.png")}

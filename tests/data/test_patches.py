@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from anomalib.data import ImageBatch
-from anomalib.engine import Engine
 from lightning.pytorch import Trainer
 from PIL import Image
 from sklearn.metrics import roc_auc_score
@@ -16,17 +15,9 @@ from torchvision.transforms.v2.functional import resize
 
 from ganomaly_plugin import Digits, FullImages, GANomaly, Patches
 from ganomaly_plugin.data.image_reader import read_image
+from tests.engine import build_engine
 
-from .datamodule_tester import DatamoduleTester
-
-
-def make_layout(root: Path, parts: dict[str, list[Path]]) -> Path:
-    """Link images into folders."""
-    for part, paths in parts.items():
-        (root / part).mkdir(parents=True)
-        for path in paths:
-            (root / part / path.name).symlink_to(path)
-    return root
+from .datamodule_tester import DatamoduleTester, make_layout
 
 
 @pytest.fixture(scope="module")
@@ -176,14 +167,7 @@ class TestAssembly:
         """The logged figure is that of the highest raw score in each image, and there is a picture of each image."""
         datamodule = Patches(tiles, val_split_mode="none")
         model = GANomaly(image_size=32, n_features=4, latent_vec_size=4, visualizer=False)
-        engine = Engine(
-            callbacks=[FullImages()],
-            default_root_dir=tmp_path,
-            max_epochs=1,
-            accelerator="cpu",
-            logger=False,
-            enable_progress_bar=False,
-        )
+        engine = build_engine(tmp_path, callbacks=[FullImages()], logger=False)
         engine.fit(model, datamodule=datamodule)
         (results,) = engine.test(model, datamodule=datamodule)
         items = datamodule.assemble(engine.predict(model, datamodule=datamodule))

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from anomalib.data import ImageBatch
-from anomalib.engine import Engine
 from lightning.pytorch import seed_everything
 
 from ganomaly_plugin import Digits, GANomaly
+from tests.engine import build_engine
 
 
 class Trained(NamedTuple):
@@ -37,15 +37,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     seed_everything(3)
     datamodule = Digits(root / "digits", 8, eval_batch_size=25)
     model = GANomaly(image_size=32, n_features=8, latent_vec_size=8, input_channels=1, visualizer=False)
-    engine = Engine(
-        default_root_dir=root,
-        max_epochs=2,
-        limit_train_batches=10,
-        limit_predict_batches=2,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-    )
+    engine = build_engine(root, max_epochs=2, limit_train_batches=10, limit_predict_batches=2, logger=False)
     engine.fit(model, datamodule=datamodule)
     predictions = engine.predict(model, datamodule=datamodule)
     return Trained(model.to_openvino(root / "export"), root, predictions)

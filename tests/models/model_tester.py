@@ -8,23 +8,17 @@ from typing import Any
 import pytest
 import torch
 from anomalib.data import Folder, ImageBatch
-from anomalib.engine import Engine
 from anomalib.models import AnomalibModule
 from lightning.pytorch import seed_everything
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ganomaly_plugin.data.image_reader import read_image
+from tests.engine import build_engine
 
 from .conftest import build_datamodule
 
 EXPORTED = ("pred_score", "pred_label", "pred_mask", "anomaly_map")
 """Outputs of every exported graph."""
-
-
-def build_engine(root: Path, **kwargs: Any) -> Engine:
-    """Build an engine without progress bars that keeps its results below ``root``."""
-    settings = {"max_epochs": 1, "accelerator": "cpu", "devices": 1, "enable_progress_bar": False} | kwargs
-    return Engine(default_root_dir=root, enable_model_summary=False, num_sanity_val_steps=0, **settings)
 
 
 def gather(batches: Sequence[ImageBatch], field: str) -> torch.Tensor:

@@ -11,9 +11,10 @@ from PIL import Image
 
 from ganomaly_plugin import GANomaly
 from ganomaly_plugin.pixels import UnreadableImageError
+from tests.engine import build_engine
 
 from .conftest import build_datamodule
-from .model_tester import build_engine, gather
+from .model_tester import gather
 
 
 def small_model() -> GANomaly:

@@ -21,8 +21,9 @@ from benchmarks.official_ganomaly import OfficialGANomaly
 from ganomaly_plugin import Digits
 from ganomaly_plugin.models.components import averaging, scores
 from ganomaly_plugin.models.ganomaly import GANomaly, lightning_model, loss
+from tests.engine import build_engine
 
-from .model_tester import ModelTester, build_engine
+from .model_tester import ModelTester
 
 
 class TestGANomaly(ModelTester):
