@@ -4,6 +4,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,17 @@ Source = str | Path | Image.Image | npt.NDArray[Any]
 
 class NotADetectorError(ValueError):
     """The model cannot be read, or has not the inputs and outputs of an anomaly detector. The message says which."""
+
+
+@cache
+def shared_core() -> openvino.Core:
+    """Give the one OpenVINO core of this process, which is never freed.
+
+    Every core replaces the main thread's stack for signals, and puts back the one that it found when it is freed. Cores
+    freed in another order than the reverse of their creation leave a stack that is no longer mapped, and the next
+    signal, such as that of an ending worker of a data loader, kills the process.
+    """
+    return openvino.Core()
 
 
 @dataclass(frozen=True)
@@ -68,7 +80,7 @@ class Detector:
         cache_dir: str | Path | None = None,
     ) -> None:
         self.threshold = threshold
-        core = openvino.Core()
+        core = shared_core()
         network = _read(core, Path(model))
         known = core.available_devices
         if device.split(".")[0].split(":")[0] not in {*(name.split(".")[0] for name in known), "AUTO", "HETERO"}:

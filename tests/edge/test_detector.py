@@ -5,15 +5,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino
 import pytest
+from anomalib.models import Padim, Patchcore
 from PIL import Image
 
+from ganomaly_plugin import Digits
 from ganomaly_plugin.edge import Detector, NotADetectorError
-from ganomaly_plugin.edge.detector import to_input
+from ganomaly_plugin.edge.detector import shared_core, to_input
 from ganomaly_plugin.pixels import UnreadableImageError
+from tests.engine import build_engine
 
 from .conftest import Trained
 
@@ -106,7 +110,7 @@ def test_facts(detector: Detector) -> None:
 
 def test_fixed_size_model_gets_its_size(trained: Trained, tmp_path: Path, detector: Detector) -> None:
     """An export for images of one size takes others too."""
-    model = openvino.Core().read_model(trained.xml)
+    model = shared_core().read_model(trained.xml)
     model.reshape([1, 3, 32, 32])
     openvino.save_model(model, tmp_path / "fixed.xml")
     fixed = Detector(tmp_path / "fixed.xml")
@@ -124,6 +128,29 @@ def test_detector_of_anomalib(tmp_path: Path, trained: Trained) -> None:
     assert prediction.anomaly_map is None
     assert prediction.mask is None
     assert np.isfinite(prediction.score)
+
+
+@pytest.mark.parametrize("build", [Padim, Patchcore])
+def test_detectors_with_maps_of_anomalib(tmp_path: Path, trained: Trained, build: Any) -> None:
+    """Models after training that this package has no part in give what anomalib's engine gives."""
+    model = build(
+        backbone="resnet18",
+        layers=["layer1", "layer2"],
+        pre_trained=False,
+        pre_processor=build.configure_pre_processor((64, 64)),
+        visualizer=False,
+    )
+    datamodule = Digits(tmp_path / "digits", 8, train_batch_size=16, eval_batch_size=8)
+    engine = build_engine(
+        tmp_path, limit_train_batches=1, limit_val_batches=2, limit_predict_batches=1, logger=False, max_epochs=1
+    )
+    engine.fit(model, datamodule=datamodule)
+    (batch,) = engine.predict(model, datamodule=datamodule)
+    predictions = Detector(model.to_openvino(tmp_path / "export")).predict(batch.image_path)
+    for prediction, score, anomaly_map in zip(predictions, batch.pred_score, batch.anomaly_map, strict=True):
+        assert prediction.score == pytest.approx(float(score), abs=1e-3)
+        np.testing.assert_allclose(prediction.anomaly_map, anomaly_map.squeeze(), atol=1e-3)
+        assert prediction.mask is not None
 
 
 class TestRefused:
@@ -173,3 +200,18 @@ def test_imports_nothing_heavy() -> None:
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_detectors_one_after_another_leave_signals_alive(trained: Trained) -> None:
+    """Cores freed first in, first out break OpenVINO's stack for signals: the end of a child then kills the process."""
+    script = """
+import signal, subprocess, sys
+from ganomaly_plugin.edge import Detector
+
+signal.signal(signal.SIGCHLD, lambda *_: None)
+detector = Detector(sys.argv[1])
+detector = Detector(sys.argv[1])
+del detector
+subprocess.run([sys.executable, "-c", ""], check=True)
+"""
+    subprocess.run([sys.executable, "-c", script, str(trained.xml)], check=True)

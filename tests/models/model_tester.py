@@ -178,7 +178,8 @@ class ModelTester:
     def test_exports_agree_with_the_engine(self, tmp_path: Path, digits_folder: Path, channels: int) -> None:
         """From the same files, which are larger than the model's images, every export gives what the engine gives."""
         import onnxruntime
-        import openvino
+
+        from ganomaly_plugin.edge.detector import shared_core
 
         seed_everything(7)
         datamodule = build_datamodule(digits_folder)
@@ -193,9 +194,7 @@ class ModelTester:
 
         exported = torch.load(model.to_torch(tmp_path), weights_only=False)["model"].eval()
         session = onnxruntime.InferenceSession(model.to_onnx(tmp_path))
-        compiled = openvino.Core().compile_model(
-            model.to_openvino(tmp_path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-        )
+        compiled = shared_core().compile_model(model.to_openvino(tmp_path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         assert not any(name in dict(exported.named_children()) for name in model.training_only)
         assert {port.any_name for port in compiled.outputs} == set(EXPORTED)
         assert {port.name for port in session.get_outputs()} == set(EXPORTED)
@@ -225,12 +224,10 @@ class ModelTester:
 
     def test_exported_graph_takes_any_size(self, tmp_path: Path, datamodule: Folder) -> None:
         """Smaller and larger images than the model's, down to one of few pixels."""
-        import openvino
+        from ganomaly_plugin.edge.detector import shared_core
 
         model = self.train(tmp_path, datamodule).eval()
-        compiled = openvino.Core().compile_model(
-            model.to_openvino(tmp_path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-        )
+        compiled = shared_core().compile_model(model.to_openvino(tmp_path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         for size in ((32, 32), (8, 8), (50, 41), (300, 700)):
             images = torch.rand(2, 3, *size)
             with torch.no_grad():
@@ -242,13 +239,13 @@ class ModelTester:
 
     def test_openvino_file_describes_itself(self, tmp_path: Path, datamodule: Folder) -> None:
         """What Intel's Model API reads, and what the model was trained on, also by way of a checkpoint."""
-        import openvino
+        from ganomaly_plugin.edge.detector import shared_core
 
         engine = build_engine(tmp_path)
         model = self.build()
         engine.fit(model, datamodule=datamodule)
         reloaded = type(model).load_from_checkpoint(engine.best_model_path)
-        described = openvino.Core().read_model(reloaded.to_openvino(tmp_path))
+        described = shared_core().read_model(reloaded.to_openvino(tmp_path))
 
         def fact(section: str, name: str) -> str:
             return described.get_rt_info([section, name]).astype(str)

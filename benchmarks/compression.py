@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image AUROC and size of the exported model under each of anomalib's compressions.
+
+Trains GANomaly once a dataset with one class abnormal, exports it, and scores the test images with the edge runtime.
+The digits of scikit-learn take ``configs/quickstart.yaml``; MNIST takes ``configs/default.yaml`` and the small budget
+of ``accuracy.py``. 8-bit models are calibrated on images held out from training, or on training images where there are
+none.
+
+    python benchmarks/compression.py [--mnist FOLDER] [--abnormal-class 8] [--seed 0] [--output results.json]
+"""
+
+import argparse
+import json
+import logging
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from anomalib.deploy import CompressionType
+from anomalib.engine import Engine
+from lightning import seed_everything
+from sklearn.metrics import roc_auc_score
+
+from benchmarks.accuracy import Run, build_datamodule
+from ganomaly_plugin import Digits, GANomaly
+from ganomaly_plugin.edge import Detector
+
+ROOT = Path(__file__).parent
+COMPRESSIONS = {"FP32": None, **{kind.name: kind for kind in CompressionType}}
+
+
+def train(datamodule: Any, config: str, folder: Path) -> GANomaly:
+    """Train as the configuration says."""
+    settings = yaml.safe_load((ROOT.parent / "configs" / config).read_text())
+    model = GANomaly(**settings["model"]["init_args"] | {"input_channels": 1}, visualizer=False)
+    engine = Engine(
+        max_epochs=settings["trainer"]["max_epochs"],
+        accelerator="cpu",
+        default_root_dir=folder,
+        logger=False,
+        enable_model_summary=False,
+    )
+    engine.fit(model, datamodule=datamodule)
+    return model
+
+
+def evaluate(path: Path, datamodule: Any) -> dict[str, float]:
+    """Return the AUROC on the test images, and megabytes."""
+    detector = Detector(path)
+    images, labels = [], []
+    for item in datamodule.test_data:
+        images.append(np.round(item.image.numpy().transpose(1, 2, 0) * 255).astype(np.uint8))
+        labels.append(int(item.gt_label))
+    scores = [prediction.score for prediction in detector.predict(images)]
+    return {"auroc": float(roc_auc_score(labels, scores)), "megabytes": path.with_suffix(".bin").stat().st_size / 1e6}
+
+
+def main() -> None:
+    """Train, export, score, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mnist", type=Path, help="torchvision's root of MNIST; without it, the digits alone")
+    parser.add_argument("--abnormal-class", default="8")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=ROOT / "results" / "compression.json")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+
+    result: dict[str, dict[str, dict[str, float]]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        digits: Any = Digits(folder / "digits", arguments.abnormal_class, seed=arguments.seed)
+        datasets = {"digits": (digits, "quickstart.yaml")}
+        if arguments.mnist:
+            run = Run("mnist", "small", "default", arguments.abnormal_class, arguments.seed)
+            datasets["mnist"] = (build_datamodule(run, arguments.mnist), "default.yaml")
+        for data, (datamodule, config) in datasets.items():
+            seed_everything(arguments.seed, verbose=False)
+            model = train(datamodule, config, folder)
+            result[data] = {}
+            for label, kind in COMPRESSIONS.items():
+                path = model.to_openvino(folder / data / label, compression_type=kind, datamodule=datamodule)
+                datamodule.setup("test")
+                result[data][label] = evaluate(path, datamodule)
+            arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+
+    print("| | " + " | ".join(f"{data}, AUROC | MB" for data in result) + " |\n|---|" + "---|---|" * len(result))
+    for label in COMPRESSIONS:
+        cells = [f"{content[label]['auroc']:.4f} | {content[label]['megabytes']:.1f}" for content in result.values()]
+        print(f"| {label} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
