@@ -54,7 +54,7 @@ def evaluate(path: Path, datamodule: Any) -> dict[str, float]:
     for item in datamodule.test_data:
         images.append(np.round(item.image.numpy().transpose(1, 2, 0) * 255).astype(np.uint8))
         labels.append(int(item.gt_label))
-    scores = [prediction.score for prediction in detector.predict(images)]
+    scores = [prediction.score for prediction in detector.stream(images)]
     return {"auroc": float(roc_auc_score(labels, scores)), "megabytes": path.with_suffix(".bin").stat().st_size / 1e6}
 
 

@@ -3,7 +3,7 @@
 
 Cold start runs a fresh interpreter from its start to the first result and reads its peak memory: ours
 (``ganomaly_plugin.edge``) beside anomalib's ``OpenVINOInferencer``, on the same file. Latency is of
-batch 1, throughput of batches of 32; the variants take turns, a round each, so that whatever else the machine does hits
+batch 1, throughput of batches of 8; the variants take turns, a round each, so that whatever else the machine does hits
 all alike. The models are GANomaly with
 64 features and a latent code of 100, RGB, after a few training steps on scikit-learn's digits, which also calibrate
 INT8; anomalib's Ganomaly has its defaults at the same size.
@@ -37,7 +37,7 @@ from ganomaly_plugin.edge.detector import shared_core
 ROOT = Path(__file__).parent
 SECONDS = 0.3
 """Duration of one round of one variant."""
-BATCH = 32
+BATCH = 8
 """Images at a time when throughput is measured."""
 
 OURS = """

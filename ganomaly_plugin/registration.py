@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tells anomalib and its command line what the entry points name.
 
-The entry-point groups ``anomalib.models`` and ``anomalib.data`` are the one table of names, of this package's and of
-any other's. A name is an alias of its class in the command line, in YAML and in anomalib's look-ups; names that
-anomalib has itself keep their meaning.
+The entry-point groups ``anomalib.models``, ``anomalib.data`` and ``anomalib.pipelines`` are the one table of names, of
+this package's and of any other's. A model's or datamodule's name is an alias of its class in the command line, in YAML
+and in anomalib's look-ups, a pipeline's name a subcommand; names that anomalib has itself keep their meaning.
 """
 
 import inspect
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, wraps
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
@@ -17,25 +17,18 @@ from typing import Any
 
 
 def register(module: ModuleType) -> None:
-    """Register the classes of an entry-point group with the module of anomalib that the group is named after.
-
-    An entry that cannot be loaded is left out with a warning that names it.
+    """Register what the entry points name with the module of anomalib that is in charge of its kind.
 
     Args:
-        module: ``anomalib.models`` or ``anomalib.data``.
+        module: ``anomalib.models``, ``anomalib.data`` or ``anomalib.cli.pipelines``.
     """
-    for entry in entry_points(group=module.__name__):
-        try:
-            loaded = entry.load()
-            names = (entry.name, loaded.__name__)
-        except Exception as error:
-            warnings.warn(
-                f"{entry.name!r} ({entry.value}) is not available in {module.__name__}: {error!r}. "
-                "Reinstall the package that provides it.",
-                stacklevel=2,
-            )
-            continue
-        for name in names:
+    if module.__name__ == "anomalib.cli.pipelines":
+        for entry, pipeline in _loaded("anomalib.pipelines"):
+            if module.PIPELINE_REGISTRY is not None:
+                module.PIPELINE_REGISTRY.setdefault(entry.name, pipeline)
+        return
+    for entry, loaded in _loaded(module.__name__):
+        for name in (entry.name, loaded.__name__):
             if not hasattr(module, name):
                 setattr(module, name, loaded)
         if module.__name__ == "anomalib.models":
@@ -47,6 +40,22 @@ def register(module: ModuleType) -> None:
 
         image_reader.install()
     _teach_command_line()
+
+
+def _loaded(group: str) -> Iterator[tuple[EntryPoint, type]]:
+    """Load the classes of a group. One that cannot be loaded is left out with a warning that names it."""
+    for entry in entry_points(group=group):
+        try:
+            loaded = entry.load()
+            loaded.__name__  # noqa: B018  (what is no class has none)
+        except Exception as error:
+            warnings.warn(
+                f"{entry.name!r} ({entry.value}) is not available in {group}: {error!r}. "
+                "Reinstall the package that provides it.",
+                stacklevel=3,
+            )
+        else:
+            yield entry, loaded
 
 
 def _aliases(group: str) -> dict[str, EntryPoint]:

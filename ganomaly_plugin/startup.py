@@ -15,8 +15,8 @@ from types import ModuleType
 
 DISABLE = "GANOMALY_PLUGIN_DISABLE"
 
-MODULES = ("anomalib.data", "anomalib.models")
-"""Modules of anomalib that have something to register with; the entry-point groups bear their names."""
+MODULES = ("anomalib.cli.pipelines", "anomalib.data", "anomalib.models")
+"""Modules of anomalib that have something to register with."""
 
 
 class Finder(MetaPathFinder):

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures of a comparison's report, as SVG text."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from sklearn.metrics import precision_recall_curve, roc_curve
+
+from ganomaly_plugin.compare.metrics import Array
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
+"""Colours that colour-blind readers can tell apart (Okabe and Ito)."""
+POINTS = 200
+"""Points of a curve; more would not be seen."""
+
+
+def colour(number: int) -> str:
+    """Return the colour of the model with this number."""
+    return COLOURS[number % len(COLOURS)]
+
+
+def curves(scored: Mapping[str, tuple[Array, Array]], colours: Mapping[str, str]) -> str:
+    """Draw ROC and precision-recall curves of several models side by side.
+
+    Args:
+        scored: Raw scores and labels by model.
+        colours: Colour by model.
+    """
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for model, (scores, labels) in scored.items():
+        false, true, _ = roc_curve(labels, scores)
+        precision, recall, _ = precision_recall_curve(labels, scores)
+        for axes, x, y in ((left, false, true), (right, recall[::-1], precision[::-1])):
+            kept = np.unique(np.linspace(0, len(x) - 1, POINTS).astype(int))
+            axes.plot(x[kept], y[kept], color=colours[model], label=model, linewidth=1.5)
+    left.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=0.8, linestyle="--")
+    left.set(xlabel="false-positive rate", ylabel="true-positive rate", xlim=(0, 1), ylim=(0, 1.01))
+    right.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.01))
+    left.legend(fontsize="small", loc="lower right")
+    return _svg(figure)
+
+
+def histograms(scored: Mapping[str, tuple[Array, Array]]) -> str:
+    """Draw each model's raw scores of normal and anomalous images, as the GANomaly paper does (its Fig. 6)."""
+    columns = min(3, len(scored))
+    rows = -(-len(scored) // columns)
+    figure = Figure(figsize=(8, 2.2 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(scored) :]:
+        axes.axis("off")
+    for axes, (model, (scores, labels)) in zip(grid.flat, scored.items(), strict=False):
+        edges = np.linspace(scores.min(), np.quantile(scores, 0.995), 41)
+        for label, name, shade in ((0, "normal", "#0072b2"), (1, "anomalous", "#d55e00")):
+            axes.hist(scores[labels == label], edges, density=True, alpha=0.6, color=shade, label=name)
+        axes.set_title(model, fontsize="small")
+        axes.set(yticks=[])
+        axes.tick_params(labelsize="x-small")
+    grid.flat[0].legend(fontsize="x-small")
+    return _svg(figure)
+
+
+def scatter(points: Sequence[tuple[str, str, float, float]], colours: Mapping[str, str], measure: str) -> str:
+    """Draw accuracy against latency.
+
+    Args:
+        points: Model, form of the export, milliseconds of one image, and the measure.
+        colours: Colour by model.
+        measure: Name of the measure.
+    """
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    axes = figure.subplots()
+    markers = dict(zip(dict.fromkeys(point[1] for point in points), "osD^v", strict=False))
+    for model, form, latency, accuracy in points:
+        axes.scatter(latency, accuracy, color=colours[model], marker=markers[form], s=45)
+    for model in dict.fromkeys(point[0] for point in points):
+        axes.scatter([], [], color=colours[model], label=model)
+    for form, marker in markers.items():
+        axes.scatter([], [], color="#555555", marker=marker, label=form)
+    axes.set_xscale("log")
+    axes.set(xlabel="milliseconds an image, batch 1", ylabel=measure)
+    axes.grid(alpha=0.3)
+    figure.legend(fontsize="small", loc="outside right upper")
+    return _svg(figure)
+
+
+def losses(recorded: Mapping[str, Sequence[float]]) -> str:
+    """Draw losses over the epochs, each in its own scale.
+
+    Args:
+        recorded: One value an epoch by the loss's name.
+    """
+    columns = min(4, len(recorded))
+    rows = -(-len(recorded) // columns)
+    figure = Figure(figsize=(8, 1.8 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(recorded) :]:
+        axes.axis("off")
+    for axes, (name, values) in zip(grid.flat, recorded.items(), strict=False):
+        axes.plot(range(1, len(values) + 1), values, color=COLOURS[0], marker="." if len(values) < 20 else "")
+        axes.set_title(name, fontsize="small")
+        axes.tick_params(labelsize="x-small")
+    return _svg(figure)
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    # Several figures share a page, and so must not share the names of their parts.
+    prefix = f"f{abs(hash(text)) % 10**8}-"
+    text = re.sub(r'(id="|url\(#|xlink:href="#)', rf"\g<1>{prefix}", text)
+    return text[text.index("<svg") :]

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a configuration to the cells of a comparison: models x datasets x categories x seeds."""
+
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from anomalib.pipelines.components.utils import get_iterator_from_grid_dict
+from anomalib.utils.config import flatten_dict
+
+KEYS = {"accelerator", "data", "model", "openvino", "reference", "seed"}
+"""What a configuration may hold."""
+FAILURE = "failure.txt"
+"""File in a cell's folder that says why it failed."""
+COMPRESSIONS = ("FP32", "FP16", "INT8", "INT8_PTQ")
+"""Forms of the OpenVINO export that can be timed."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training and test: a model, a dataset's category, a seed.
+
+    Attributes:
+        model: Label of the model in tables.
+        dataset: Label of the dataset.
+        category: The values of the dataset's own grid, or ``all`` where it has none.
+        seed: Seed of the training, and of the split unless the dataset's configuration names another.
+        model_config: ``class_path`` and ``init_args`` of the model.
+        data_config: ``class_path`` and ``init_args`` of the datamodule.
+        trainer: Arguments of anomalib's engine.
+        openvino: Forms in which to export the model for the timings; empty where it is not timed.
+    """
+
+    model: str
+    dataset: str
+    category: str
+    seed: int
+    model_config: dict[str, Any]
+    data_config: dict[str, Any]
+    trainer: dict[str, Any]
+    openvino: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        """Folder of the cell, below the comparison's."""
+        parts = (self.model, self.dataset, self.category, str(self.seed))
+        return Path(*(re.sub(r"[^\w.=+-]+", "_", part) for part in parts))
+
+    @property
+    def title(self) -> str:
+        """The cell in words."""
+        return f"{self.model} on {self.dataset} ({self.category}), seed {self.seed}"
+
+    def to_json(self) -> str:
+        """Write the cell down, always in the same way."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Cell":
+        """Read what :meth:`to_json` wrote."""
+        values = json.loads(text)
+        return cls(**values | {"openvino": tuple(values["openvino"])})
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The cells of a comparison, the model that the others are compared with, and the configuration itself."""
+
+    cells: list[Cell]
+    reference: str
+    config: dict[str, Any] = field(repr=False)
+
+    @property
+    def models(self) -> list[str]:
+        """Labels of the models, in the configuration's order."""
+        return list(dict.fromkeys(cell.model for cell in self.cells))
+
+
+def read_grid(config: dict[str, Any]) -> Grid:
+    """Lay out the cells of a configuration.
+
+    ``model``, ``data`` and ``seed`` take anomalib's ``grid`` key with a list of alternatives, and so does any argument
+    inside them. A model may have a ``name`` for tables and a ``trainer`` section for the engine; a dataset may have a
+    ``name``. The first category and seed of each dataset are timed as well.
+
+    Args:
+        config: Content of the YAML file's section ``compare``.
+
+    Raises:
+        ValueError: If a key is unknown or missing, two models have one name, or the reference is none of them.
+    """
+    _check_keys(config)
+    accelerator = config.get("accelerator", "auto")
+    seeds = config.get("seed", 0)
+    seeds = seeds["grid"] if isinstance(seeds, dict) else [seeds]
+    models = [
+        {
+            "model": _label(variant, entry),
+            "model_config": _class_config(variant),
+            "trainer": {"accelerator": accelerator} | variant.get("trainer", {}),
+        }
+        for entry in _alternatives(config["model"])
+        for variant in get_iterator_from_grid_dict(entry)
+    ]
+    labels = [model["model"] for model in models]
+    if len(set(labels)) < len(labels):
+        doubled = sorted({label for label in labels if labels.count(label) > 1})
+        msg = f"Two models are called {', '.join(doubled)}: give each a name of its own with the key 'name'."
+        raise ValueError(msg)
+    reference = config.get("reference", labels[0])
+    if reference not in labels:
+        msg = f"reference is {reference!r}, which is none of the models: choose one of {', '.join(labels)}."
+        raise ValueError(msg)
+    cells = []
+    for entry in _alternatives(config["data"]):
+        name = entry.get("name", str(entry["class_path"]).rpartition(".")[2])
+        for number, variant in enumerate(get_iterator_from_grid_dict(entry)):
+            category = ", ".join(str(value) for value in _chosen(variant, entry).values()) or "all"
+            data = _class_config(variant)
+            for seed in seeds:
+                timed = number == 0 and seed == seeds[0]
+                openvino = tuple(config.get("openvino", ["FP32"])) if timed else ()
+                cells += [Cell(dataset=name, category=category, seed=seed, data_config=data, openvino=openvino, **model)
+                          for model in models]  # fmt: skip
+    return Grid(cells, reference, config)
+
+
+def _check_keys(config: dict[str, Any]) -> None:
+    unknown = sorted(set(config) - KEYS)
+    if unknown:
+        msg = f"A comparison has no {', '.join(unknown)}: it takes {', '.join(sorted(KEYS))}."
+        raise ValueError(msg)
+    for key in ("model", "data"):
+        if not config.get(key):
+            msg = f"The comparison names no {key}: add one with class_path, or several in a list under 'grid'."
+            raise ValueError(msg)
+        for entry in _alternatives(config[key]):
+            if not isinstance(entry, dict) or "class_path" not in entry:
+                msg = f"A {key} of the comparison has no class_path: {entry}."
+                raise ValueError(msg)
+    compressions = config.get("openvino", ["FP32"])
+    if not isinstance(compressions, list) or not set(compressions) <= set(COMPRESSIONS):
+        msg = f"openvino is {compressions}; it takes a list of {', '.join(COMPRESSIONS)}."
+        raise ValueError(msg)
+
+
+def _alternatives(section: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the entries of a section, one or several."""
+    return section["grid"] if set(section) == {"grid"} else [section]
+
+
+def _chosen(variant: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
+    """Return what a variant takes from its entry's grids, by the name of the argument."""
+    values = flatten_dict(variant)
+    grids = (key.removesuffix(".grid") for key in flatten_dict(entry) if key.endswith(".grid"))
+    return {key.rpartition(".")[2]: values[key] for key in grids}
+
+
+def _label(variant: dict[str, Any], entry: dict[str, Any]) -> str:
+    """Name a model after its class, unless it has a name, and after what its own grids vary."""
+    name = variant.get("name", str(variant["class_path"]).rpartition(".")[2])
+    return " ".join([name, *(f"{key}={value}" for key, value in _chosen(variant, entry).items())])
+
+
+def _class_config(variant: dict[str, Any]) -> dict[str, Any]:
+    return {"class_path": variant["class_path"], "init_args": variant.get("init_args", {})}

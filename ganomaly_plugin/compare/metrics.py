@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measures of raw anomaly scores under many weightings of the images at once, and what a bootstrap says of them.
+
+A weighting ``(B, N)`` says how often each of ``N`` test images counts in each of ``B``
+resamples; a row of ones gives the plain measure, which equals scikit-learn's.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.ndimage import label
+from sklearn.metrics import auc
+
+Array = npt.NDArray[np.float64]
+
+CHUNK = 100
+"""Resamples that are in memory at a time."""
+FALSE_POSITIVE_LIMIT = 0.3
+"""False-positive rate up to which the per-region overlap is integrated, as the MVTec AD paper has it."""
+
+
+class Interval(NamedTuple):
+    """A measure's mean over seeds, its standard deviation over them, and its 95 % interval under the bootstrap."""
+
+    mean: float
+    deviation: float
+    low: float
+    high: float
+
+
+def image_measures(scores: Array, labels: Array, weights: Array) -> dict[str, Array]:
+    """Area under the ROC curve, average precision and the best F1 of raw scores.
+
+    Args:
+        scores: Raw scores ``(N,)``, higher for anomalous; equal scores count as ties.
+        labels: 1 for anomalous, 0 for normal, ``(N,)``.
+        weights: Weightings ``(B, N)``, each with some weight on both kinds.
+
+    Returns:
+        ``image_AUROC``, ``image_AP`` and ``image_F1Max``, each ``(B,)``.
+    """
+    order = np.argsort(-scores, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) != 0])
+    measures: dict[str, list[Array]] = {"image_AUROC": [], "image_AP": [], "image_F1Max": []}
+    for part in np.array_split(weights, max(1, len(weights) // CHUNK)):
+        ordered = part[:, order]
+        positives = np.add.reduceat(ordered * labels[order], starts, axis=1)
+        negatives = np.add.reduceat(ordered * (1 - labels[order]), starts, axis=1)
+        true, false = positives.cumsum(1), negatives.cumsum(1)
+        total = true[:, -1:]
+        measures["image_AUROC"].append(_area(false, true))
+        with np.errstate(invalid="ignore"):
+            precision = np.where(true > 0, true / (true + false), 0)
+        measures["image_AP"].append((positives / total * precision).sum(1))
+        measures["image_F1Max"].append((2 * true / (true + false + total)).max(1))
+    return {name: np.concatenate(values) for name, values in measures.items()}
+
+
+class PixelCounts(NamedTuple):
+    """How many pixels of each test image reach each of ``T`` thresholds, which fall.
+
+    Attributes:
+        true: Anomalous pixels at or above the threshold, ``(N, T)``.
+        false: Normal pixels at or above the threshold, ``(N, T)``.
+        overlap: Sum over the image's regions of the share at or above the threshold, ``(N, T)``.
+        regions: Number of regions, ``(N,)``.
+    """
+
+    true: Array
+    false: Array
+    overlap: Array
+    regions: Array
+
+
+def count_pixels(maps: Array, masks: npt.NDArray[np.bool_], n_thresholds: int = 1000) -> PixelCounts:
+    """Count the pixels of raw maps ``(N, H, W)`` over thresholds at equal shares of all pixels, and more at the top.
+
+    Args:
+        maps: Raw anomaly maps.
+        masks: Anomalous pixels, same shape; connected ones are a region.
+        n_thresholds: Number of thresholds.
+    """
+    # The curves' steepest parts are where few pixels are above the threshold.
+    shares = np.r_[np.geomspace(1e-5, 1, n_thresholds // 2), np.linspace(0, 1, n_thresholds // 2)]
+    edges = np.unique(np.quantile(maps, 1 - shares))
+
+    def reached(values: Array) -> Array:
+        return len(values) - np.searchsorted(np.sort(values), edges[::-1], side="left").astype(float)
+
+    rows = []
+    for image_map, mask in zip(maps, masks, strict=True):
+        regions, n_regions = label(mask, structure=np.ones((3, 3)))
+        shares_reached = [reached(image_map[regions == n]) / (regions == n).sum() for n in range(1, n_regions + 1)]
+        overlap = np.sum(shares_reached, axis=0) if n_regions else np.zeros(len(edges))
+        rows.append((reached(image_map[mask]), reached(image_map[~mask]), overlap, float(n_regions)))
+    true, false, overlap, numbers = (np.array(column) for column in zip(*rows, strict=True))
+    return PixelCounts(true, false, overlap, numbers)
+
+
+def pixel_measures(counts: PixelCounts, weights: Array) -> dict[str, Array]:
+    """Area under the pixels' ROC curve, and under the per-region overlap up to a false-positive rate of 0.3.
+
+    Args:
+        counts: What :func:`count_pixels` returns.
+        weights: Weightings of the images, ``(B, N)``.
+
+    Returns:
+        ``pixel_AUROC`` and ``pixel_AUPRO``, each ``(B,)``.
+    """
+    true, false = weights @ counts.true, weights @ counts.false
+    overlap = weights @ counts.overlap / (weights @ counts.regions)[:, np.newaxis]
+    rate = false / false[:, -1:]
+    limit = FALSE_POSITIVE_LIMIT
+    limited = [
+        auc(np.r_[0, x[x < limit], limit], np.r_[0, values[x < limit], np.interp(limit, x, values)]) / limit
+        for x, values in zip(rate, overlap, strict=True)
+    ]
+    return {"pixel_AUROC": _area(false, true), "pixel_AUPRO": np.array(limited)}
+
+
+def resample(labels: Array, n_resamples: int, generator: np.random.Generator) -> Array:
+    """Draw weightings ``(n_resamples, N)`` with replacement, normal and anomalous images each among themselves."""
+    weights = np.zeros((n_resamples, len(labels)))
+    for kind in (0, 1):
+        members = np.flatnonzero(labels == kind)
+        if len(members):
+            share = np.full(len(members), 1 / len(members))
+            weights[:, members] = generator.multinomial(len(members), share, size=n_resamples)
+    return weights
+
+
+def over_seeds(values: Array, generator: np.random.Generator) -> Array:
+    """Average resampled measures over as many seeds, drawn with replacement.
+
+    Args:
+        values: One row a seed, one column a resample, ``(S, B)``.
+        generator: Random numbers; the same state draws the same seeds, which pairs two models.
+
+    Returns:
+        Means ``(B,)``.
+    """
+    n_seeds, n_resamples = values.shape
+    drawn = generator.integers(n_seeds, size=(n_seeds, n_resamples))
+    return np.take_along_axis(values, drawn, axis=0).mean(0)
+
+
+def interval(plain: Array, resampled: Array) -> Interval:
+    """Sum up a measure.
+
+    Args:
+        plain: The measure itself, one value a seed.
+        resampled: Its means over seeds under the bootstrap, ``(B,)``.
+    """
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    deviation = float(plain.std(ddof=1)) if len(plain) > 1 else float("nan")
+    return Interval(float(plain.mean()), deviation, float(low), float(high))
+
+
+def _area(false: Array, true: Array) -> Array:
+    """Area under curves given by cumulative counts ``(B, T)``, by trapezoids."""
+    before_false = np.concatenate([np.zeros_like(false[:, :1]), false[:, :-1]], axis=1)
+    before_true = np.concatenate([np.zeros_like(true[:, :1]), true[:, :-1]], axis=1)
+    doubled = ((false - before_false) * (true + before_true)).sum(1)
+    area: Array = doubled / (2 * false[:, -1] * true[:, -1])
+    return area

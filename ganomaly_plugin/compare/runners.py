@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where cells run: processes of this machine, or tasks of a Ray cluster."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Literal
+
+from ganomaly_plugin.compare.grid import FAILURE, Cell
+
+RunnerName = Literal["local", "ray"]
+RETRIES = 3
+"""How often Ray starts a cell anew whose worker died."""
+LOG = "log.txt"
+
+
+def run_locally(cells: Sequence[Cell], folder: Path, jobs: int, gpus: Sequence[str] = ()) -> Iterator[tuple[Cell, str]]:
+    """Run cells in processes of their own, and yield each with the reason of its failure, empty for none.
+
+    A cell's folder appears once it is complete, so that a kill at any moment leaves whole cells alone.
+
+    Args:
+        cells: What to run.
+        folder: Where the cells' folders go.
+        jobs: Processes at a time; each gets an equal share of the processor's cores.
+        gpus: Names of the accelerators, each for one process at a time; ``jobs`` should be their number.
+    """
+    places: SimpleQueue[dict[str, str]] = SimpleQueue()
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    for number in range(jobs):
+        place = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        places.put(place | ({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}))
+    running: set[subprocess.Popen[bytes]] = set()
+
+    def run(cell: Cell) -> str:
+        place = places.get()
+        target = folder / cell.path
+        unfinished = _fresh_folder(target.with_name(f"{target.name}.unfinished"), cell)
+        process = _start(unfinished, place)
+        running.add(process)
+        status = process.wait()
+        running.discard(process)
+        places.put(place)
+        shutil.rmtree(target, ignore_errors=True)
+        unfinished.replace(target)
+        return "" if status == 0 else _reason(target, status)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = {pool.submit(run, cell): cell for cell in cells}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:  # Also when the user interrupts: what has not begun never does, and what runs ends.
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(running):
+                process.terminate()
+
+
+def run_on_ray(
+    cells: Sequence[Cell], folder: Path, jobs: int, address: str | None = None, gpu: bool = False
+) -> Iterator[tuple[Cell, str]]:
+    """Run cells as tasks of a Ray cluster, and yield each with the reason of its failure, empty for none.
+
+    Ray starts a task anew when its worker dies. Results come back as bytes, so no file system need be shared.
+
+    Args:
+        cells: What to run.
+        folder: Where the cells' folders go, on this machine.
+        jobs: Into how many shares to divide this machine's cores; a task asks for one share, wherever it runs.
+        address: Address of a cluster; ``None`` starts one here.
+        gpu: Whether each task needs an accelerator to itself.
+
+    Raises:
+        ModuleNotFoundError: If Ray is not installed.
+    """
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        msg = "The Ray runner needs Ray: pip install 'ganomaly-plugin[ray]'."
+        raise ModuleNotFoundError(msg) from error
+
+    ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    task: Any = ray.remote(num_cpus=threads, num_gpus=int(gpu), max_calls=1, max_retries=RETRIES)(_run_for_ray)
+    pending = {task.remote(cell.to_json(), threads): cell for cell in cells}
+    while pending:
+        (reference,), _ = ray.wait(list(pending))
+        cell = pending.pop(reference)
+        target = folder / cell.path
+        unfinished = _fresh_folder(target.with_name(f"{target.name}.unfinished"), cell)
+        try:
+            status, files = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            (unfinished / FAILURE).write_text(" ".join(f"{type(error).__name__}: {error}".split()) + "\n")
+            status = 1
+        else:
+            for name, content in files.items():
+                path = unfinished / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+        shutil.rmtree(target, ignore_errors=True)
+        unfinished.replace(target)
+        yield cell, "" if status == 0 else _reason(target, status)
+
+
+def _run_for_ray(text: str, threads: int) -> tuple[int, dict[str, bytes]]:
+    """Run one cell in a process below a worker, and return its status and the files that it left."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = _fresh_folder(Path(name) / "cell", Cell.from_json(text))
+        status = _start(folder, {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}).wait()
+        files = (path for path in folder.rglob("*") if path.is_file())
+        return status, {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def _start(folder: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start a cell's process, which ends when its standard input does, and so when this process is gone."""
+    command = [sys.executable, "-m", "ganomaly_plugin.compare.cell", str(folder)]
+    with (folder / LOG).open("wb") as log:
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=os.environ | environment
+        )
+
+
+def _fresh_folder(folder: Path, cell: Cell) -> Path:
+    """Make an empty folder that says what is to run in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / "cell.json").write_text(cell.to_json())
+    return folder
+
+
+def _reason(folder: Path, status: int) -> str:
+    """Say why a cell failed: its own words, or the signal that ended it."""
+    failure = folder / FAILURE
+    if failure.exists():
+        return failure.read_text().strip()
+    return f"ended by signal {-status}" if status < 0 else f"ended with status {status}, see {folder / LOG}"
