@@ -9,6 +9,7 @@ import json
 import os
 import resource
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -62,22 +63,23 @@ def run(cell: Cell, folder: Path) -> None:
     seed_everything(cell.seed, workers=True, verbose=False)
     model, datamodule = build(cell)
     recorder = Recorder()
-    engine = Engine(
-        default_root_dir=folder / "engine",
-        callbacks=[recorder],
-        devices=1,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **cell.trainer,
-    )
-    start = time.perf_counter()
-    engine.fit(model, datamodule=datamodule)
-    fit_seconds = time.perf_counter() - start
-    peak = _peak_megabytes()
-    start = time.perf_counter()
-    engine.test(model, datamodule=datamodule)
-    test_seconds = time.perf_counter() - start
+    with tempfile.TemporaryDirectory() as checkpoints:
+        engine = Engine(
+            default_root_dir=checkpoints,
+            callbacks=[recorder],
+            devices=1,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            **cell.trainer,
+        )
+        start = time.perf_counter()
+        engine.fit(model, datamodule=datamodule)
+        fit_seconds = time.perf_counter() - start
+        peak = _peak_megabytes()
+        start = time.perf_counter()
+        engine.test(model, datamodule=datamodule, verbose=False)
+        test_seconds = time.perf_counter() - start
 
     scores, labels = torch.cat(recorder.scores).double().numpy(), torch.cat(recorder.labels).double().numpy()
     measures = image_measures(scores, labels, np.ones((1, len(scores))))

@@ -117,9 +117,7 @@ def print_plan(config: str | Path | dict[str, Any], jobs: int = 1) -> None:
         table.add_row(model, dataset, category, ", ".join(map(str, numbers)), f"{seconds:.0f}")
     console = Console()
     console.print(table)
-    console.print(
-        f"{len(grid.cells)} trainings, about {total / jobs / 60:.0f} minutes with --jobs {jobs}, and timings."
-    )
+    console.print(f"{len(grid.cells)} trainings, about {total / jobs / 60:.0f} minutes with {jobs} at a time.")
 
 
 def overview(summary: Summary) -> Table:

@@ -60,7 +60,7 @@ def estimate_seconds(cell: Cell) -> float:
             **cell.trainer | limits | {"max_epochs": 1},
         )
         engine.fit(model, datamodule=datamodule)
-        engine.test(model, datamodule=datamodule)
+        engine.test(model, datamodule=datamodule, verbose=False)
     own_epochs = (model.trainer_arguments or {}).get("max_epochs")
     epochs = own_epochs or cell.trainer.get("max_epochs", 1)
     steps, tests = len(datamodule.train_dataloader()), len(datamodule.test_dataloader())

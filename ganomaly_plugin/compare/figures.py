@@ -3,6 +3,7 @@
 
 import io
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -111,6 +112,6 @@ def _svg(figure: Figure) -> str:
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     # Several figures share a page, and so must not share the names of their parts.
-    prefix = f"f{abs(hash(text)) % 10**8}-"
+    prefix = f"f{zlib.crc32(text.encode()):x}-"
     text = re.sub(r'(id="|url\(#|xlink:href="#)', rf"\g<1>{prefix}", text)
     return text[text.index("<svg") :]

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A comparison from configuration to results: what it measures, what it survives, and how it goes on."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import yaml
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from ganomaly_plugin.compare import compare
+from ganomaly_plugin.compare.comparison import print_plan
+from ganomaly_plugin.compare.summary import MEAN
+
+from .conftest import Compared, configuration, ganomaly
+
+CELLS = [("GANomaly", 0), ("GANomaly", 1), ("Padim", 0), ("Padim", 1)]
+
+
+def read_scores(folder: Path, model: str, seed: int) -> dict[str, np.ndarray]:
+    """Read the raw scores and labels of a cell."""
+    return dict(np.load(folder / "cells" / model / "digits" / "8" / str(seed) / "scores.npz"))
+
+
+def test_measures_are_those_of_raw_scores(compared: Compared) -> None:
+    """scikit-learn finds the same in the scores, which no post-processing touched: GANomaly's are not in [0, 1)."""
+    for outcome in compared.summary.done:
+        arrays, result = outcome.arrays(), outcome.result
+        assert result is not None
+        expected = roc_auc_score(arrays["labels"], arrays["scores"])
+        assert result["measures"]["image_AUROC"] == pytest.approx(expected, abs=1e-9)
+        expected = average_precision_score(arrays["labels"], arrays["scores"])
+        assert result["measures"]["image_AP"] == pytest.approx(expected, abs=1e-9)
+    assert read_scores(compared.folder, "Padim", 0)["scores"].max() > 1
+
+
+def test_all_models_saw_the_same_images(compared: Compared) -> None:
+    """Within a seed, training and test images have one hash; seeds split otherwise."""
+    hashes = compared.summary.hashes
+    assert [len(found) for found in hashes.values()] == [1, 1]
+    assert len(set.union(*hashes.values())) == 2
+    for seed in (0, 1):
+        one, other = (read_scores(compared.folder, model, seed)["labels"] for model in ("GANomaly", "Padim"))
+        assert (one == other).all()
+
+
+def test_means_and_differences(compared: Compared) -> None:
+    """The table holds means over seeds, and differences to the reference with intervals around them."""
+    with (compared.folder / "results.csv").open() as file:
+        rows = {(row["category"], row["model"], row["measure"]): row for row in csv.DictReader(file)}
+    means = {
+        model: np.mean(
+            [roc_auc_score(*reversed(read_scores(compared.folder, model, seed).values())) for seed in (0, 1)]
+        )
+        for model in ("GANomaly", "Padim")
+    }
+    for category in ("8", MEAN):
+        for model, mean in means.items():
+            assert float(rows[category, model, "image_AUROC"]["mean"]) == pytest.approx(mean)
+        row = rows[category, "Padim", "image_AUROC"]
+        assert float(row["difference_mean"]) == pytest.approx(means["Padim"] - means["GANomaly"])
+        assert float(row["difference_low"]) < float(row["difference_mean"]) < float(row["difference_high"])
+    wins, ties, losses = compared.summary.duel("GANomaly", "Padim")
+    assert wins + ties + losses == 1
+    assert compared.summary.duel("Padim", "GANomaly") == (losses, ties, wins)
+
+
+def test_failures_are_reported_and_the_rest_goes_on(compared: Compared) -> None:
+    """A cell that fails says why, and takes no other with it."""
+    failed = [outcome for outcome in compared.summary.outcomes if outcome.result is None]
+    assert [outcome.reason for outcome in failed] == ["RuntimeError: out of patience"] * 2
+    assert [(outcome.cell.model, outcome.cell.seed) for outcome in compared.summary.done] == CELLS[::2] + CELLS[1::2]
+    assert "out of patience" in (compared.folder / "report.md").read_text()
+
+
+def test_exports_are_timed(compared: Compared) -> None:
+    """Each form of each model that was trained has latencies, a throughput and a size."""
+    timings = json.loads((compared.folder / "results.json").read_text())["timings"]
+    assert [(line["model"], line["form"]) for line in timings] == [
+        (model, form) for model in ("GANomaly", "Padim") for form in ("torch", "FP32")
+    ]
+    assert all(0 < line["p50"] <= line["p95"] and line["images_per_second"] > 0 for line in timings)
+    assert all(line["megabytes"] > 0 for line in timings)
+
+
+def test_results_are_not_overwritten(compared: Compared) -> None:
+    """Neither without a word nor by results of other settings."""
+    config = configuration(compared.digits, ganomaly())
+    with pytest.raises(FileExistsError, match="continue them with --resume, or name another folder"):
+        compare(config, compared.folder)
+    with pytest.raises(FileExistsError, match="GANomaly on digits .8., seed 0 with other settings"):
+        compare(configuration(compared.digits, ganomaly(latent_vec_size=9)), compared.folder, resume=True)
+
+
+def test_killed_at_any_moment_and_resumed(compared: Compared, tmp_path: Path) -> None:
+    """Killed after the first of two trainings, the stock command goes on and ends with the same figures."""
+    config = tmp_path / "compare.yaml"
+    config.write_text(yaml.safe_dump({"compare": configuration(compared.digits, ganomaly()) | {"openvino": []}}))
+    output = tmp_path / "results"
+    program = Path(sys.executable).with_name("anomalib")
+    command = [str(program), "compare", "--config", str(config), "--output", str(output), "--jobs", "2"]
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert any("done GANomaly on digits (8)" in line for line in process.stdout)
+        children = psutil.Process(process.pid).children()
+        process.send_signal(signal.SIGKILL)
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
+    assert not (output / "report.html").exists()
+    finished = {path: path.stat().st_mtime_ns for path in output.rglob("result.json")}
+    assert finished
+
+    subprocess.run([*command, "--resume"], check=True)
+    assert all(path.stat().st_mtime_ns == written for path, written in finished.items())
+    for seed in (0, 1):
+        resumed, whole = (read_scores(folder, "GANomaly", seed) for folder in (output, compared.folder))
+        assert all((resumed[name] == whole[name]).all() for name in whole)
+    rows = [(folder / "results.csv").read_text().splitlines() for folder in (output, compared.folder)]
+    assert rows[0] == [row for row in rows[1] if "Padim" not in row]
+
+
+def test_ray_survives_the_death_of_a_worker(compared: Compared, tmp_path: Path) -> None:
+    """On a real local cluster, a worker killed in the middle loses nothing, and the scores are those of processes."""
+    ray = pytest.importorskip("ray")
+    config = configuration(compared.digits, ganomaly()) | {"openvino": []}
+    killer = subprocess.Popen([sys.executable, "-c", KILL_FIRST_WORKER, str(os.getpid())], stdout=subprocess.PIPE)
+    try:
+        summary = compare(config, tmp_path, jobs=2, runner="ray")
+    finally:
+        ray.shutdown()
+        killed = killer.communicate(timeout=30)[0]
+    assert killed == b"killed\n"
+    assert len(summary.done) == 2
+    for seed in (0, 1):
+        there, here = (read_scores(folder, "GANomaly", seed) for folder in (tmp_path, compared.folder))
+        assert all((there[name] == here[name]).all() for name in here)
+
+
+KILL_FIRST_WORKER = """
+import sys, time, psutil
+while True:
+    for process in psutil.process_iter(["cmdline"]):
+        if "ganomaly_plugin.compare.cell" in (process.info["cmdline"] or []):
+            worker = process.parent()
+            if worker is not None and "ray::" in " ".join(worker.cmdline()):
+                worker.kill()
+                print("killed", flush=True)
+                raise SystemExit
+    time.sleep(0.2)
+"""
+
+
+def test_dry_run_prints_the_plan(compared: Compared, capsys: pytest.CaptureFixture[str]) -> None:
+    """The trainings, and about how long they take."""
+    print_plan(configuration(compared.digits, ganomaly()), jobs=2)
+    printed = capsys.readouterr().out
+    assert "2 trainings, about 0 minutes with 2 at a time" in printed
+    assert "GANomaly" in printed
+
+
+def test_bad_number_of_jobs(compared: Compared, tmp_path: Path) -> None:
+    """Refused before anything runs."""
+    with pytest.raises(ValueError, match="jobs is 0; it must be 1 or more"):
+        compare(configuration(compared.digits, ganomaly()), tmp_path, jobs=0)

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which cells a configuration stands for, and which configurations are refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ganomaly_plugin.compare.comparison import load
+from ganomaly_plugin.compare.grid import Cell, read_grid
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "compare").glob("*.yaml"))
+
+
+def configure(**kwargs: Any) -> dict[str, Any]:
+    """Configure two models, one of them in two widths, on two categories and one dataset without any."""
+    model = {
+        "grid": [
+            {"class_path": "ganomaly_plugin.GANomaly", "init_args": {"n_features": {"grid": [8, 16]}}},
+            {"class_path": "Padim", "name": "PaDiM", "trainer": {"max_epochs": 3}},
+        ]
+    }
+    data = {
+        "grid": [
+            {"class_path": "MVTecAD", "init_args": {"category": {"grid": ["bottle", "screw"]}}},
+            {"class_path": "digits", "name": "scans"},
+        ]
+    }
+    return {"seed": {"grid": [0, 5]}, "accelerator": "cpu", "model": model, "data": data} | kwargs
+
+
+def test_every_combination_once() -> None:
+    """3 models x 3 categories x 2 seeds, labelled by what their grids vary."""
+    grid = read_grid(configure())
+    assert grid.models == ["GANomaly n_features=8", "GANomaly n_features=16", "PaDiM"]
+    assert grid.reference == "GANomaly n_features=8"
+    assert len(grid.cells) == len({cell.path for cell in grid.cells}) == 18
+    assert {(cell.dataset, cell.category) for cell in grid.cells} == {
+        ("MVTecAD", "bottle"),
+        ("MVTecAD", "screw"),
+        ("scans", "all"),
+    }
+    (cell,) = [cell for cell in grid.cells if cell.path == Path("PaDiM/MVTecAD/screw/5")]
+    assert cell.trainer == {"accelerator": "cpu", "max_epochs": 3}
+    assert cell.data_config == {"class_path": "MVTecAD", "init_args": {"category": "screw"}}
+
+
+def test_one_category_and_seed_of_each_dataset_is_timed() -> None:
+    """The first, in the forms that the configuration names."""
+    timed = [cell for cell in read_grid(configure(openvino=["FP32", "INT8_PTQ"])).cells if cell.openvino]
+    assert {(cell.dataset, cell.category, cell.seed) for cell in timed} == {
+        ("MVTecAD", "bottle", 0),
+        ("scans", "all", 0),
+    }
+    assert {cell.openvino for cell in timed} == {("FP32", "INT8_PTQ")}
+
+
+def test_cells_are_written_and_read() -> None:
+    """Another process or machine runs the same cell."""
+    for cell in read_grid(configure()).cells:
+        assert Cell.from_json(cell.to_json()) == cell
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seeds": [1]}, "has no seeds: it takes accelerator, data, model"),
+        ({"model": None}, "names no model"),
+        ({"model": {"init_args": {}}}, "model of the comparison has no class_path"),
+        ({"reference": "PatchCore"}, "'PatchCore', which is none of the models: choose one of GANomaly n_features=8"),
+        ({"openvino": ["INT4"]}, "takes a list of FP32, FP16, INT8, INT8_PTQ"),
+        ({"model": {"grid": [{"class_path": "Padim"}, {"class_path": "Padim"}]}}, "Two models are called Padim"),
+    ],
+)
+def test_refused(change: dict[str, Any], message: str) -> None:
+    """The message names what is wrong and what works."""
+    with pytest.raises(ValueError, match=message):
+        read_grid(configure(**change))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"class_path": "Padum"}, "Padum on digits .all., seed 0: .*Expected a dot import path string: Padum"),
+        ({"class_path": "ganomaly", "init_args": {"depth": 3}}, "depth"),
+        ({"class_path": "ganomaly", "init_args": {"image_size": 20}}, "each side must be at least 28"),
+    ],
+)
+def test_models_are_built_before_anything_runs(model: dict[str, Any], message: str) -> None:
+    """A wrong class or argument ends the command at once, not hours later."""
+    with pytest.raises(ValueError, match=message):
+        load({"model": model, "data": {"class_path": "digits"}})
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configurations(path: Path) -> None:
+    """Each holds GANomaly and the rivals that anomalib has."""
+    grid = read_grid(yaml.safe_load(path.read_text())["compare"])
+    assert grid.reference == "GANomaly"
+    assert {"GANomaly", "anomalib Ganomaly", "Padim", "Patchcore", "Stfpm"} <= set(grid.models)
