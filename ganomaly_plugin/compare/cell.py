@@ -23,13 +23,15 @@ import torch
 from anomalib.data import AnomalibDataModule, AnomalibDataset, ImageBatch
 from anomalib.deploy import CompressionType
 from anomalib.engine import Engine
+from anomalib.metrics import AUPRO
 from anomalib.models import AnomalibModule
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 
 from ganomaly_plugin.compare.grid import FAILURE, Cell
-from ganomaly_plugin.compare.metrics import count_pixels, image_measures, pixel_measures
+from ganomaly_plugin.compare.metrics import count_pixels
 
 GALLERY_IMAGES = 200
 """Test images that are kept for the gallery: a draw by seed where there are more."""
@@ -58,6 +60,25 @@ def build(cell: Cell) -> tuple[AnomalibModule, AnomalibDataModule]:
     return built.model, built.data
 
 
+def check_data(cell: Cell, datamodule: AnomalibDataModule) -> None:
+    """Make the data ready, and see whether they serve what is to be measured.
+
+    Raises:
+        ValueError: If the test images are all normal or all anomalous, or have no masks where a metric needs them.
+    """
+    datamodule.prepare_data()
+    datamodule.setup()
+    samples = datamodule.test_data.samples
+    for label, kind in ((0, "normal"), (1, "anomalous")):
+        if not (samples.label_index == label).any():
+            msg = f"{cell.dataset} ({cell.category}) has no {kind} test image, so nothing can be measured: add some."
+            raise ValueError(msg)
+    pixels = [metric for metric in cell.metrics if metric.startswith("pixel")]
+    if pixels and not ("mask_path" in samples and samples.mask_path.astype(bool).any()):
+        msg = f"{cell.dataset} ({cell.category}) has no masks for {', '.join(pixels)}: leave these out of metrics."
+        raise ValueError(msg)
+
+
 def run(cell: Cell, folder: Path) -> None:
     """Train and test, and write ``result.json``, ``scores.npz``, ``gallery.npz`` and the exports into the folder."""
     seed_everything(cell.seed, workers=True, verbose=False)
@@ -82,16 +103,16 @@ def run(cell: Cell, folder: Path) -> None:
         test_seconds = time.perf_counter() - start
 
     scores, labels = torch.cat(recorder.scores).double().numpy(), torch.cat(recorder.labels).double().numpy()
-    measures = image_measures(scores, labels, np.ones((1, len(scores))))
     arrays: dict[str, Any] = {"scores": scores, "labels": labels}
-    if recorder.maps and recorder.masks and any(mask.any() for mask in recorder.masks):
-        counts = count_pixels(torch.cat(recorder.maps).numpy(), torch.cat(recorder.masks).numpy())
-        measures |= pixel_measures(counts, np.ones((1, len(scores))))
-        arrays |= counts._asdict()
+    measures = image_metrics(scores, labels)
+    if _wants_pixels(cell, recorder):
+        maps, masks = torch.cat(recorder.maps), torch.cat(recorder.masks)
+        measures |= pixel_metrics(maps, masks)
+        arrays |= count_pixels(maps.numpy(), masks.numpy())._asdict()
     np.savez_compressed(folder / "scores.npz", **arrays)
     np.savez_compressed(folder / "gallery.npz", **gallery(recorder, cell.seed))
     result = {
-        "measures": {name: float(values[0]) for name, values in measures.items()},
+        "metrics": {name: measures[name] for name in cell.metrics or measures},
         "data": {part: content_hash(getattr(datamodule, f"{part}_data")) for part in ("train", "test")},
         "images": {part: len(getattr(datamodule, f"{part}_data")) for part in ("train", "test")},
         "fit_seconds": fit_seconds,
@@ -159,6 +180,31 @@ class Recorder(Callback):
         for name, value in trainer.callback_metrics.items():
             if "loss" in name:
                 self.losses.setdefault(name, []).append(float(value))
+
+
+def image_metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Return scikit-learn's figures of raw scores."""
+    precision, recall, _ = precision_recall_curve(labels, scores)
+    return {
+        "image_AUROC": float(roc_auc_score(labels, scores)),
+        "image_AP": float(average_precision_score(labels, scores)),
+        "image_F1Max": float((2 * precision * recall / (precision + recall).clip(min=1e-12)).max()),
+    }
+
+
+def pixel_metrics(maps: torch.Tensor, masks: torch.Tensor) -> dict[str, float]:
+    """Return scikit-learn's area under the ROC curve and anomalib's under the per-region overlap, of raw maps."""
+    overlap = AUPRO(fields=["anomaly_map", "gt_mask"])
+    overlap.update(ImageBatch(image=torch.zeros(len(maps), 3, *maps.shape[1:]), anomaly_map=maps, gt_mask=masks))
+    return {
+        "pixel_AUROC": float(roc_auc_score(masks.flatten(), maps.flatten())),
+        "pixel_AUPRO": float(overlap.compute()),
+    }
+
+
+def _wants_pixels(cell: Cell, recorder: Recorder) -> bool:
+    chosen = not cell.metrics or any(metric.startswith("pixel") for metric in cell.metrics)
+    return chosen and bool(recorder.maps) and any(mask.any() for mask in recorder.masks)
 
 
 def gallery(recorder: Recorder, seed: int) -> dict[str, Any]:

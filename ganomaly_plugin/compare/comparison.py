@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ganomaly_plugin.compare import timing
-from ganomaly_plugin.compare.cell import build
+from ganomaly_plugin.compare.cell import build, check_data
 from ganomaly_plugin.compare.estimate import estimate_seconds
 from ganomaly_plugin.compare.grid import Cell, Grid, read_grid
 from ganomaly_plugin.compare.report import TimedExport, write_report
@@ -74,7 +74,7 @@ def compare(
 
 
 def load(config: str | Path | dict[str, Any]) -> Grid:
-    """Read a configuration, and build every model and datamodule that it names once.
+    """Read a configuration, build every model that it names once, and look at its data.
 
     Raises:
         ValueError: If something in it is wrong; the message names it.
@@ -88,11 +88,10 @@ def load(config: str | Path | dict[str, Any]) -> Grid:
     else:
         section = config
     grid = read_grid(section)
-    first = {cell.model: cell for cell in reversed(grid.cells)} | {
-        (cell.dataset, cell.category): cell for cell in reversed(grid.cells)
-    }
-    for cell in first.values():
+    for cell in {cell.model: cell for cell in reversed(grid.cells)}.values():
         build(cell)
+    for cell in {(cell.dataset, cell.category): cell for cell in reversed(grid.cells)}.values():
+        check_data(cell, build(cell)[1])
     return grid
 
 
@@ -135,14 +134,14 @@ def _missing(grid: Grid, folder: Path, resume: bool) -> list[Cell]:
     if cells.exists() and not resume:
         msg = f"'{folder}' has results already: continue them with --resume, or name another folder with --output."
         raise FileExistsError(msg)
-    missing = []
-    for cell in grid.cells:
-        if not (cells / cell.path / "result.json").exists():
-            missing.append(cell)
-        elif (cells / cell.path / "cell.json").read_text() != cell.to_json():
-            msg = f"'{folder}' holds {cell.title} with other settings: name another folder with --output."
+    known = {Cell.from_json(path.read_text()).path: path.parent for path in cells.rglob("cell.json")}
+    wanted = {cell.path: cell for cell in grid.cells}
+    for path, place in known.items():
+        finished = (place / "result.json").exists()
+        if path not in wanted or (finished and (place / "cell.json").read_text() != wanted[path].to_json()):
+            msg = f"'{folder}' holds another comparison, with {path} in it: name another folder with --output."
             raise FileExistsError(msg)
-    return missing
+    return [cell for cell in grid.cells if not (cells / cell.path / "result.json").exists()]
 
 
 def _run(

@@ -10,10 +10,12 @@ from typing import Any
 from anomalib.pipelines.components.utils import get_iterator_from_grid_dict
 from anomalib.utils.config import flatten_dict
 
-KEYS = {"accelerator", "data", "model", "openvino", "reference", "seed"}
+KEYS = {"accelerator", "data", "metrics", "model", "openvino", "reference", "seed"}
 """What a configuration may hold."""
 FAILURE = "failure.txt"
 """File in a cell's folder that says why it failed."""
+METRICS = ("image_AUROC", "image_AP", "image_F1Max", "pixel_AUROC", "pixel_AUPRO")
+"""What can be measured; the pixels' need masks."""
 COMPRESSIONS = ("FP32", "FP16", "INT8", "INT8_PTQ")
 """Forms of the OpenVINO export that can be timed."""
 
@@ -31,6 +33,7 @@ class Cell:
         data_config: ``class_path`` and ``init_args`` of the datamodule.
         trainer: Arguments of anomalib's engine.
         openvino: Forms in which to export the model for the timings; empty where it is not timed.
+        metrics: What to measure; empty for whatever the dataset allows.
     """
 
     model: str
@@ -41,6 +44,7 @@ class Cell:
     data_config: dict[str, Any]
     trainer: dict[str, Any]
     openvino: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
 
     @property
     def path(self) -> Path:
@@ -61,7 +65,7 @@ class Cell:
     def from_json(cls, text: str) -> "Cell":
         """Read what :meth:`to_json` wrote."""
         values = json.loads(text)
-        return cls(**values | {"openvino": tuple(values["openvino"])})
+        return cls(**values | {name: tuple(values[name]) for name in ("openvino", "metrics")})
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,7 @@ def read_grid(config: dict[str, Any]) -> Grid:
     accelerator = config.get("accelerator", "auto")
     seeds = config.get("seed", 0)
     seeds = seeds["grid"] if isinstance(seeds, dict) else [seeds]
+    metrics = tuple(config.get("metrics", ()))
     models = [
         {
             "model": _label(variant, entry),
@@ -122,8 +127,9 @@ def read_grid(config: dict[str, Any]) -> Grid:
             for seed in seeds:
                 timed = number == 0 and seed == seeds[0]
                 openvino = tuple(config.get("openvino", ["FP32"])) if timed else ()
-                cells += [Cell(dataset=name, category=category, seed=seed, data_config=data, openvino=openvino, **model)
-                          for model in models]  # fmt: skip
+                for model in models:
+                    shared = {"data_config": data, "openvino": openvino, "metrics": metrics}
+                    cells.append(Cell(dataset=name, category=category, seed=seed, **shared, **model))
     return Grid(cells, reference, config)
 
 
@@ -140,10 +146,16 @@ def _check_keys(config: dict[str, Any]) -> None:
             if not isinstance(entry, dict) or "class_path" not in entry:
                 msg = f"A {key} of the comparison has no class_path: {entry}."
                 raise ValueError(msg)
-    compressions = config.get("openvino", ["FP32"])
-    if not isinstance(compressions, list) or not set(compressions) <= set(COMPRESSIONS):
-        msg = f"openvino is {compressions}; it takes a list of {', '.join(COMPRESSIONS)}."
-        raise ValueError(msg)
+    for key in ("model", "data", "seed"):
+        for name, values in flatten_dict({key: config.get(key)}).items():
+            if name.endswith("grid") and not values:
+                msg = f"The grid {name} is empty: list what to compare, or remove it."
+                raise ValueError(msg)
+    for key, known in (("openvino", COMPRESSIONS), ("metrics", METRICS)):
+        values = config.get(key, [])
+        if not isinstance(values, list) or not set(values) <= set(known):
+            msg = f"{key} is {values}; it takes a list of {', '.join(known)}."
+            raise ValueError(msg)
 
 
 def _alternatives(section: dict[str, Any]) -> list[dict[str, Any]]:

@@ -114,8 +114,8 @@ class Summary:
             if "true" in arrays:
                 counts = PixelCounts(*(arrays[name] for name in PixelCounts._fields))
                 resampled |= pixel_measures(counts, weights)
-            for measure, values in resampled.items():
-                plain = (outcome.result or {})["measures"][measure]
+            for measure, plain in (outcome.result or {})["metrics"].items():
+                values = resampled[measure]
                 gathered[cell.dataset, cell.category, cell.model, measure].append((cell.seed, plain, values))
         samples = {}
         for key, runs in gathered.items():

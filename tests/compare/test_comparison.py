@@ -4,6 +4,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,8 +20,9 @@ from ganomaly_plugin.compare import compare
 from ganomaly_plugin.compare.comparison import print_plan
 from ganomaly_plugin.compare.summary import MEAN
 
-from .conftest import Compared, configuration, ganomaly
+from .conftest import TRAINER, Compared, configuration, ganomaly
 
+PROGRAM = Path(sys.executable).with_name("anomalib")
 CELLS = [("GANomaly", 0), ("GANomaly", 1), ("Padim", 0), ("Padim", 1)]
 
 
@@ -35,9 +37,9 @@ def test_measures_are_those_of_raw_scores(compared: Compared) -> None:
         arrays, result = outcome.arrays(), outcome.result
         assert result is not None
         expected = roc_auc_score(arrays["labels"], arrays["scores"])
-        assert result["measures"]["image_AUROC"] == pytest.approx(expected, abs=1e-9)
+        assert result["metrics"]["image_AUROC"] == pytest.approx(expected, abs=1e-9)
         expected = average_precision_score(arrays["labels"], arrays["scores"])
-        assert result["measures"]["image_AP"] == pytest.approx(expected, abs=1e-9)
+        assert result["metrics"]["image_AP"] == pytest.approx(expected, abs=1e-9)
     assert read_scores(compared.folder, "Padim", 0)["scores"].max() > 1
 
 
@@ -95,7 +97,7 @@ def test_results_are_not_overwritten(compared: Compared) -> None:
     config = configuration(compared.digits, ganomaly())
     with pytest.raises(FileExistsError, match="continue them with --resume, or name another folder"):
         compare(config, compared.folder)
-    with pytest.raises(FileExistsError, match="GANomaly on digits .8., seed 0 with other settings"):
+    with pytest.raises(FileExistsError, match="holds another comparison, with GANomaly/digits/8/. in it: name another"):
         compare(configuration(compared.digits, ganomaly(latent_vec_size=9)), compared.folder, resume=True)
 
 
@@ -104,8 +106,7 @@ def test_killed_at_any_moment_and_resumed(compared: Compared, tmp_path: Path) ->
     config = tmp_path / "compare.yaml"
     config.write_text(yaml.safe_dump({"compare": configuration(compared.digits, ganomaly()) | {"openvino": []}}))
     output = tmp_path / "results"
-    program = Path(sys.executable).with_name("anomalib")
-    command = [str(program), "compare", "--config", str(config), "--output", str(output), "--jobs", "2"]
+    command = [str(PROGRAM), "compare", "--config", str(config), "--output", str(output), "--jobs", "2"]
 
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -164,6 +165,37 @@ def test_dry_run_prints_the_plan(compared: Compared, capsys: pytest.CaptureFixtu
     printed = capsys.readouterr().out
     assert "2 trainings, about 0 minutes with 2 at a time" in printed
     assert "GANomaly" in printed
+
+
+def test_data_that_cannot_be_measured(compared: Compared, tmp_path: Path) -> None:
+    """Pixels without masks, and a test without anomalies, are refused before anything trains."""
+    config = configuration(compared.digits, ganomaly())
+    with pytest.raises(ValueError, match=r"digits .8. has no masks for pixel_AUPRO: leave these out of metrics"):
+        compare(config | {"metrics": ["image_AUROC", "pixel_AUPRO"]}, tmp_path)
+    folder = {"name": "parts", "normal_dir": "0", "normal_test_dir": "3", "root": str(compared.digits)}
+    config["data"] = {"class_path": "Folder", "name": "parts", "init_args": folder}
+    with pytest.raises(ValueError, match=r"parts .all. has no anomalous test image"):
+        compare(config, tmp_path)
+    assert not (tmp_path / "cells").exists()
+
+
+def test_equals_the_stock_command(compared: Compared, tmp_path: Path) -> None:
+    """`anomalib train` with the same seed and threads reports the same figures of raw scores."""
+    config = tmp_path / "train.yaml"
+    (data,) = [cell.data_config for cell in compared.summary.grid.cells if cell.path == Path("GANomaly/digits/8/1")]
+    model = {key: value for key, value in ganomaly().items() if key in {"class_path", "init_args"}}
+    data = data | {"init_args": data["init_args"] | {"seed": 1}}
+    trainer = TRAINER | {"accelerator": "cpu"}
+    content = {"seed_everything": 1, "model": model, "data": data, "trainer": trainer}
+    config.write_text(yaml.safe_dump(content))
+    command = [str(PROGRAM), "train", "--config", str(config), "--default_root_dir", str(tmp_path)]
+    printed = subprocess.run(
+        command, check=True, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    ).stdout
+    scores = read_scores(compared.folder, "GANomaly", 1)
+    for metric, function in (("image_AUROC", roc_auc_score), ("image_AveragePrecision", average_precision_score)):
+        (reported,) = re.findall(rf"{metric}\W+([\d.]+)", printed)
+        assert float(reported) == pytest.approx(function(scores["labels"], scores["scores"]), abs=1e-6)
 
 
 def test_bad_number_of_jobs(compared: Compared, tmp_path: Path) -> None:

@@ -65,10 +65,17 @@ def test_cells_are_written_and_read() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seeds": [1]}, "has no seeds: it takes accelerator, data, model"),
+        ({"seeds": [1]}, "has no seeds: it takes accelerator, data, metrics, model"),
         ({"model": None}, "names no model"),
         ({"model": {"init_args": {}}}, "model of the comparison has no class_path"),
         ({"reference": "PatchCore"}, "'PatchCore', which is none of the models: choose one of GANomaly n_features=8"),
+        ({"seed": {"grid": []}}, "The grid seed.grid is empty"),
+        ({"model": {"grid": []}}, "The grid model.grid is empty"),
+        (
+            {"data": {"class_path": "digits", "init_args": {"abnormal_class": {"grid": []}}}},
+            "abnormal_class.grid is empty",
+        ),
+        ({"metrics": ["AUROC"]}, "takes a list of image_AUROC, image_AP"),
         ({"openvino": ["INT4"]}, "takes a list of FP32, FP16, INT8, INT8_PTQ"),
         ({"model": {"grid": [{"class_path": "Padim"}, {"class_path": "Padim"}]}}, "Two models are called Padim"),
     ],
