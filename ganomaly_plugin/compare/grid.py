@@ -101,15 +101,11 @@ def read_grid(config: dict[str, Any]) -> Grid:
     seeds = seeds["grid"] if isinstance(seeds, dict) else [seeds]
     metrics = tuple(config.get("metrics", ()))
     models = [
-        {
-            "model": _label(variant, entry),
-            "model_config": _class_config(variant),
-            "trainer": {"accelerator": accelerator} | variant.get("trainer", {}),
-        }
+        (_label(variant, entry), _class_config(variant), {"accelerator": accelerator} | variant.get("trainer", {}))
         for entry in _alternatives(config["model"])
         for variant in get_iterator_from_grid_dict(entry)
     ]
-    labels = [model["model"] for model in models]
+    labels = [label for label, _, _ in models]
     if len(set(labels)) < len(labels):
         doubled = sorted({label for label in labels if labels.count(label) > 1})
         msg = f"Two models are called {', '.join(doubled)}: give each a name of its own with the key 'name'."
@@ -127,9 +123,8 @@ def read_grid(config: dict[str, Any]) -> Grid:
             for seed in seeds:
                 timed = number == 0 and seed == seeds[0]
                 openvino = tuple(config.get("openvino", ["FP32"])) if timed else ()
-                for model in models:
-                    shared = {"data_config": data, "openvino": openvino, "metrics": metrics}
-                    cells.append(Cell(dataset=name, category=category, seed=seed, **shared, **model))
+                cells += [Cell(model, name, category, seed, settings, data, trainer, openvino, metrics)
+                          for model, settings, trainer in models]  # fmt: skip
     return Grid(cells, reference, config)
 
 

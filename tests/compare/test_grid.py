@@ -105,4 +105,4 @@ def test_shipped_configurations(path: Path) -> None:
     """Each holds GANomaly and the rivals that anomalib has."""
     grid = read_grid(yaml.safe_load(path.read_text())["compare"])
     assert grid.reference == "GANomaly"
-    assert {"GANomaly", "anomalib Ganomaly", "Padim", "Patchcore", "Stfpm"} <= set(grid.models)
+    assert {"GANomaly", "anomalib Ganomaly", "Padim", "Patchcore"} <= set(grid.models)
