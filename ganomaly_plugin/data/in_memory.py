@@ -13,7 +13,6 @@ from pandas import DataFrame
 from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import Resize, Transform
-from torchvision.transforms.v2.functional import to_dtype
 
 
 class InMemoryDataset(AnomalibDataset):
@@ -58,17 +57,19 @@ class InMemoryDataset(AnomalibDataset):
     def __getitems__(self, indices: list[int]) -> list[ImageItem]:
         """Return several samples: PyTorch's loader asks for a whole batch where a dataset has this method."""
         rows = self.samples.iloc[indices]
-        pixels = to_dtype(torch.from_numpy(self.images[rows.position.to_numpy()]), torch.float32, scale=True)
+        # NumPy divides this little in less time than PyTorch needs to wake its threads.
+        pixels = torch.from_numpy(self.images[rows.position.to_numpy()].astype(np.float32) * np.float32(1 / 255))
         images: Any = pixels.unsqueeze(1).expand(-1, 3, -1, -1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
         if isinstance(self.augmentations, Resize):  # The same for every image, so one call serves them all.
             images = self.augmentations(images)
         elif self.augmentations:
             images = [self.augmentations(image) for image in images]
-        fields = zip(images, rows.label_index, rows.image_path, rows.mask_path, strict=True)
+        labels = torch.from_numpy(rows.label_index.to_numpy(dtype=bool))
+        fields = zip(images, labels, rows.image_path, rows.mask_path, strict=True)
         return [
             ImageItem(
                 image=tv_tensors.Image(image),
-                gt_label=torch.tensor(label),
+                gt_label=label,
                 image_path=image_path,
                 mask_path=mask_path,
             )
