@@ -14,6 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from copy import deepcopy
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def build(cell: Cell) -> tuple[AnomalibModule, AnomalibDataModule]:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--model", type=AnomalibModule, required=True)
     parser.add_argument("--data", type=AnomalibDataModule, required=True)
-    model, data = dict(cell.model_config), dict(cell.data_config)
+    model, data = deepcopy(cell.model_config), deepcopy(cell.data_config)  # The parser changes what it is given.
     model["init_args"] = {"visualizer": False} | model["init_args"]
     data["init_args"] = {"seed": cell.seed} | data["init_args"]
     try:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from ganomaly_plugin.compare.cell import build
 from ganomaly_plugin.compare.comparison import load
 from ganomaly_plugin.compare.grid import Cell, read_grid
 
@@ -106,3 +107,14 @@ def test_shipped_configurations(path: Path) -> None:
     grid = read_grid(yaml.safe_load(path.read_text())["compare"])
     assert grid.reference == "GANomaly"
     assert {"GANomaly", "anomalib Ganomaly", "Padim", "Patchcore"} <= set(grid.models)
+
+
+def test_building_leaves_the_cells_alone() -> None:
+    """Nested classes, too, are still plain data afterwards, which another process can read."""
+    resize = {"class_path": "torchvision.transforms.v2.Resize", "init_args": {"size": [32, 32]}}
+    pre_processor = {"class_path": "anomalib.pre_processing.PreProcessor", "init_args": {"transform": resize}}
+    model = {"class_path": "Ganomaly", "init_args": {"pre_processor": pre_processor}}
+    (cell,) = read_grid({"model": model, "data": {"class_path": "digits"}}).cells
+    written = cell.to_json()
+    build(cell)
+    assert cell.to_json() == written
