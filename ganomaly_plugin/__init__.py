@@ -12,11 +12,25 @@ if TYPE_CHECKING:
     from .data.digits import Digits
     from .data.mnist import MNIST, FashionMNIST
     from .data.patches import FullImages, Patches
+    from .models.ae import Autoencoder
     from .models.ganomaly import GANomaly
+    from .models.vae import VAE
 
-__all__ = ["CIFAR10", "MNIST", "ClassFolder", "Digits", "FashionMNIST", "FullImages", "GANomaly", "Patches"]
+__all__ = [
+    "CIFAR10",
+    "MNIST",
+    "VAE",
+    "Autoencoder",
+    "ClassFolder",
+    "Digits",
+    "FashionMNIST",
+    "FullImages",
+    "GANomaly",
+    "Patches",
+]
 
 _MODULES = {
+    "Autoencoder": "ganomaly_plugin.models.ae",
     "CIFAR10": "ganomaly_plugin.data.cifar10",
     "ClassFolder": "ganomaly_plugin.data.class_folder",
     "Digits": "ganomaly_plugin.data.digits",
@@ -25,6 +39,7 @@ _MODULES = {
     "GANomaly": "ganomaly_plugin.models.ganomaly",
     "MNIST": "ganomaly_plugin.data.mnist",
     "Patches": "ganomaly_plugin.data.patches",
+    "VAE": "ganomaly_plugin.models.vae",
 }
 
 

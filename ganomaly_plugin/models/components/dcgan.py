@@ -128,6 +128,7 @@ class Decoder(nn.Module):
         extra_layers: Number of 3x3 convolutions before the last one.
         max_features: Upper bound on the channels of any layer, ``None`` for no bound.
         add_final_conv_layer: As for the encoder: if ``False``, decoding starts from its last feature map.
+        bounded: Whether a tanh keeps the output in [-1, 1].
     """
 
     def __init__(
@@ -139,6 +140,7 @@ class Decoder(nn.Module):
         extra_layers: int = 0,
         max_features: int | None = None,
         add_final_conv_layer: bool = True,
+        bounded: bool = True,
     ) -> None:
         super().__init__()
         sizes = pyramid_sizes(image_size)[::-1]
@@ -162,7 +164,9 @@ class Decoder(nn.Module):
                 nn.BatchNorm2d(widths[-1]),
                 nn.ReLU(inplace=True),
             ]
-        layers += [self._double(widths[-1], output_channels, sizes[-2], sizes[-1]), nn.Tanh()]
+        layers.append(self._double(widths[-1], output_channels, sizes[-2], sizes[-1]))
+        if bounded:
+            layers.append(nn.Tanh())
         self.layers = nn.Sequential(*layers)
 
     @staticmethod

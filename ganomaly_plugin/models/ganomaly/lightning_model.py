@@ -6,24 +6,17 @@ from itertools import islice
 from typing import Any
 
 import torch
-from anomalib import LearningType
 from anomalib.data import ImageBatch
-from anomalib.metrics import AUROC as PixelAUROC
-from anomalib.metrics import Evaluator, F1Score
+from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch.trainer.states import TrainerFn
-from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from ganomaly_plugin.models.components.dcgan import Discriminator, initialise_weights
-from ganomaly_plugin.models.components.export import SelfDescribingExport
-from ganomaly_plugin.models.components.metrics import AUROC, AveragePrecision
-from ganomaly_plugin.models.components.post_processor import OneClassPostProcessor
-from ganomaly_plugin.models.components.pre_processor import AntialiasedPreProcessor
+from ganomaly_plugin.models.components.detector import OneClassDetector, to_size
 from ganomaly_plugin.models.components.scores import whitening_precision
-from ganomaly_plugin.models.components.visualizer import ReconstructionVisualizer
 
 from .loss import (
     ADVERSARIAL_FORMS,
@@ -41,23 +34,8 @@ logger = logging.getLogger(__name__)
 COLLAPSE_LOSS = 1e-5
 """Discriminator loss below which the discriminator is initialised anew, as GANomaly's code does."""
 
-CHECK_INTERVAL = 10
-"""Batches between two looks at the losses on an accelerator, where each look waits for the device."""
 
-ARCHITECTURE = (
-    "image_size",
-    "input_channels",
-    "n_features",
-    "latent_vec_size",
-    "extra_layers",
-    "add_final_conv_layer",
-    "max_features",
-    "average_weights",
-)
-"""Hyper-parameters that a checkpoint and the model it is loaded into must share."""
-
-
-class GANomaly(SelfDescribingExport, AnomalibModule):  # type: ignore[misc]  # two of Lightning's bases differ
+class GANomaly(OneClassDetector, AnomalibModule):  # type: ignore[misc]  # two of Lightning's bases differ
     """GANomaly (Akcay, Atapour-Abarghouei, Breckon, ACCV 2018).
 
     A generator encodes an image, rebuilds it from the code and encodes it again; trained on normal images only, its two
@@ -109,6 +87,15 @@ class GANomaly(SelfDescribingExport, AnomalibModule):  # type: ignore[misc]  # t
     """
 
     training_only = ("discriminator",)
+    architecture = (
+        *OneClassDetector.architecture,
+        "n_features",
+        "latent_vec_size",
+        "extra_layers",
+        "add_final_conv_layer",
+        "max_features",
+        "average_weights",
+    )
 
     def __init__(
         self,
@@ -136,7 +123,7 @@ class GANomaly(SelfDescribingExport, AnomalibModule):  # type: ignore[misc]  # t
         visualizer: Visualizer | bool = True,
     ) -> None:
         # Keeps the argument's name, by which checkpoints store it.
-        image_size = size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
+        image_size = size = to_size(image_size)
         _check_training_arguments(wadv, wcon, wenc, lr, beta1, beta2, adversarial)
         model = GANomalyModel(
             size,
@@ -156,12 +143,7 @@ class GANomaly(SelfDescribingExport, AnomalibModule):  # type: ignore[misc]  # t
             evaluator=evaluator,
             visualizer=visualizer,
         )
-        if self.input_size is not None and tuple(self.input_size) != size:
-            msg = (
-                f"The pre-processor makes images of {tuple(self.input_size)} pixels, but image_size is {size}: "
-                "give both the same size."
-            )
-            raise ValueError(msg)
+        self.check_input_size(size)
         if batch_size is not None:
             logger.warning(
                 "GANomaly's batch_size=%s has no effect: set data.train_batch_size of the datamodule.", batch_size
@@ -176,7 +158,6 @@ class GANomaly(SelfDescribingExport, AnomalibModule):  # type: ignore[misc]  # t
         self.lr = lr
         self.betas = (beta1, beta2)
         self.adversarial = adversarial
-        self._rng_state: torch.Tensor | None = None
         self._measured_step: int | None = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -209,9 +190,7 @@ class GANomaly(SelfDescribingExport, AnomalibModule):  # type: ignore[misc]  # t
             "loss_latent": latent_loss(latent, latent_of_reconstruction),
             "loss_discriminator": discriminator_loss(real_logits, fake_logits),
         }
-        if self._looks_at_losses(batch_idx):
-            self._check_finite(losses, batch, batch_idx)
-        self.log_dict(losses, on_step=False, on_epoch=True, batch_size=len(images), sync_dist=True)
+        self.log_losses(losses, batch, batch_idx)
         generator_loss = (
             self.wadv * losses["loss_adversarial"]
             + self.wcon * losses["loss_reconstruction"]
@@ -243,7 +222,7 @@ class GANomaly(SelfDescribingExport, AnomalibModule):  # type: ignore[misc]  # t
         code.
         """
         del batch
-        if not self._looks_at_losses(batch_idx):
+        if not self.looks_at_losses(batch_idx):
             return
         loss = self.trainer.strategy.reduce(outputs["discriminator_loss"], reduce_op="mean")
         if loss < COLLAPSE_LOSS:
@@ -283,152 +262,20 @@ class GANomaly(SelfDescribingExport, AnomalibModule):  # type: ignore[misc]  # t
         self.model.precision.copy_(whitening_precision(gathered.flatten(end_dim=-2)))
         self._measured_step = self.global_step
 
-    def validation_step(self, batch: ImageBatch, batch_idx: int) -> ImageBatch:
-        """Score one validation batch and log the mean raw score of its normal images."""
-        del batch_idx
-        scores: Any = self._score(batch).pred_score
-        if batch.gt_label is not None and not batch.gt_label.all():
-            normal_scores = scores[~batch.gt_label]
-            self.log(
-                "val_score",
-                normal_scores.mean(),
-                on_epoch=True,
-                prog_bar=True,
-                batch_size=len(normal_scores),
-                sync_dist=True,
-            )
-        return batch
-
-    def test_step(self, batch: ImageBatch, batch_idx: int) -> ImageBatch:
-        """Score one test batch."""
-        del batch_idx
-        return self._score(batch)
-
-    def predict_step(self, batch: ImageBatch, batch_idx: int, dataloader_idx: int = 0) -> ImageBatch:
-        """Score one batch."""
-        del batch_idx, dataloader_idx
-        return self._score(batch)
-
-    def _score(self, batch: ImageBatch) -> ImageBatch:
-        """Add scores and maps to a batch, and ``raw_score``, which no post-processing touches.
-
-        Raises:
-            ValueError: If a score is not finite; the message names the images.
-        """
-        # The difference of two nearly equal codes would drown in the rounding of a 16-bit type.
-        with torch.autocast(self.device.type, enabled=False):
-            predictions = self.model(batch.image)
-        finite = predictions.pred_score.isfinite()
-        if not finite.all():
-            msg = f"The score of {_names(batch, ~finite)} is not finite: check the pixels, or train the model anew."
-            raise ValueError(msg)
-        batch.raw_score = predictions.pred_score  # type: ignore[attr-defined]
-        return batch.update(**predictions._asdict())
-
-    def _looks_at_losses(self, batch_idx: int) -> bool:
-        return self.device.type == "cpu" or batch_idx % CHECK_INTERVAL == 0
-
-    def _check_finite(self, losses: dict[str, torch.Tensor], batch: ImageBatch, batch_idx: int) -> None:
-        values = torch.stack(list(losses.values())).tolist()
-        broken = {name: value for name, value in zip(losses, values, strict=True) if not abs(value) < float("inf")}
-        if not broken:
-            return
-        images: Any = batch.image
-        bad_pixels = ~images.isfinite().flatten(1).all(1)
-        if bad_pixels.any():
-            advice = f"The pixels of {_names(batch, bad_pixels)} are not finite: repair or remove them."
-        else:
-            advice = f"Try a learning rate below {self.lr}, trainer.gradient_clip_val: 1 or trainer.precision: 32-true."
-        msg = f"Training diverged in epoch {self.current_epoch}, batch {batch_idx}: {broken}. {advice}"
-        raise ValueError(msg)
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another model or architecture before its weights are touched.
+        """Refuse as well a checkpoint without what the score needs.
 
         Raises:
             ValueError: If the checkpoint does not fit; the message says what it holds and what was expected.
         """
-        saved = checkpoint["hyper_parameters"]
-        if "discriminator.classifier.weight" not in checkpoint["state_dict"]:
-            kind = "anomalib's own Ganomaly" if "model.discriminator" in str(checkpoint["state_dict"].keys()) else "it"
-            msg = (
-                f"This is not a checkpoint of ganomaly_plugin.GANomaly: {kind} has other networks. Load it with the "
-                "model that wrote it, or train GANomaly anew."
-            )
-            raise ValueError(msg)
-        differing = [
-            f"{name} is {saved[name]} in the checkpoint and {self.hparams[name]} in the model"
-            for name in ARCHITECTURE
-            if saved[name] != self.hparams[name]
-        ]
-        if self.model.score == "latent_whitened" and checkpoint["state_dict"]["model.precision"].equal(
-            torch.eye(self.model.precision.shape[0])
-        ):
-            differing.append(
-                "it was trained for another score than latent_whitened, so it knows nothing to whiten with"
-            )
-        if differing:
-            msg = f"The checkpoint does not fit this model: {'; '.join(differing)}. Build the model as it was trained."
-            raise ValueError(msg)
         super().on_load_checkpoint(checkpoint)
-        self._rng_state = checkpoint["torch_rng_state"]
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the state of the random numbers, so that a resumed training shuffles as an uninterrupted one."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["torch_rng_state"] = torch.get_rng_state()
-
-    def on_fit_start(self) -> None:
-        """Go on with the random numbers of the checkpoint, if training resumes from one."""
-        super().on_fit_start()
-        if self._rng_state is not None:
-            torch.set_rng_state(self._rng_state.cpu())
-            self._rng_state = None
-
-    @property
-    def trainer_arguments(self) -> dict[str, Any]:
-        """No arguments: anomalib would let them win over the user's."""
-        return {}
-
-    @property
-    def learning_type(self) -> LearningType:
-        """One-class: trained on normal images only."""
-        return LearningType.ONE_CLASS
-
-    @staticmethod
-    def configure_pre_processor(image_size: tuple[int, int] | None = None) -> PreProcessor:
-        """Return a pre-processor that resizes to ``image_size`` (64x64 by default) and scales [0, 1] to [-1, 1]."""
-        return AntialiasedPreProcessor(
-            transform=Compose(
-                [
-                    Resize(image_size or (64, 64), antialias=True),
-                    Normalize(mean=[0.5, 0.5, 0.5], std=[0.5, 0.5, 0.5]),
-                ]
+        precision = checkpoint["state_dict"].get("model.precision")
+        if self.model.score == "latent_whitened" and precision.equal(torch.eye(len(precision))):
+            msg = (
+                "The checkpoint does not fit this model: it was trained for another score than latent_whitened, so it "
+                "knows nothing to whiten with. Build the model as it was trained."
             )
-        )
-
-    def configure_post_processor(self) -> PostProcessor:
-        """Return the post-processor that maps raw scores to [0, 1) with 0.5 at the threshold."""
-        return OneClassPostProcessor()
-
-    @staticmethod
-    def configure_evaluator() -> Evaluator:
-        """Return an evaluator with image AUROC in validation, and AUROC, average precision and F1 in test."""
-        return Evaluator(
-            val_metrics=[AUROC(fields=["raw_score", "gt_label"], prefix="image_")],
-            test_metrics=[
-                AUROC(fields=["raw_score", "gt_label"], prefix="image_"),
-                AveragePrecision(fields=["raw_score", "gt_label"], prefix="image_"),
-                F1Score(fields=["pred_label", "gt_label"], prefix="image_"),
-                PixelAUROC(fields=["anomaly_map", "gt_mask"], prefix="pixel_", strict=False),
-                F1Score(fields=["pred_mask", "gt_mask"], prefix="pixel_", strict=False),
-            ],
-        )
-
-    @classmethod
-    def configure_visualizer(cls) -> Visualizer:
-        """Return the visualiser that draws input, reconstruction, map and mask side by side."""
-        return ReconstructionVisualizer()
+            raise ValueError(msg)
 
 
 def _check_training_arguments(
@@ -449,9 +296,3 @@ def _check_training_arguments(
     if adversarial not in ADVERSARIAL_FORMS:
         msg = f"adversarial is {adversarial!r}; choose one of {', '.join(ADVERSARIAL_FORMS)}."
         raise ValueError(msg)
-
-
-def _names(batch: ImageBatch, chosen: torch.Tensor) -> str:
-    """Name the chosen images of a batch by their paths, or by their places where they have none."""
-    paths = batch.image_path or [f"image {index} of the batch" for index in range(len(chosen))]
-    return ", ".join(str(path) for path, choose in zip(paths, chosen.tolist(), strict=True) if choose)

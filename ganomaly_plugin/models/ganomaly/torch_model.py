@@ -5,11 +5,11 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from anomalib.data import InferenceBatch
-from anomalib.models.components import GaussianBlur2d
 from torch import nn
 
 from ganomaly_plugin.models.components.averaging import power_average
-from ganomaly_plugin.models.components.dcgan import MINIMUM_IMAGE_SIZE, Decoder, Encoder, initialise_weights
+from ganomaly_plugin.models.components.dcgan import Decoder, Encoder, initialise_weights
+from ganomaly_plugin.models.components.detector_model import DetectorModel, check_at_least
 from ganomaly_plugin.models.components.scores import (
     latent_l1_score,
     latent_l2_score,
@@ -20,9 +20,6 @@ from ganomaly_plugin.models.components.scores import (
 
 Score = Literal["latent_l1", "latent_l2", "latent_relative", "latent_whitened", "reconstruction"]
 SCORES: tuple[str, ...] = get_args(Score)
-
-LUMINANCE = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in grey (ITU-R BT.601), as Pillow and torchvision have them."""
 
 
 class GeneratorOutput(NamedTuple):
@@ -85,7 +82,7 @@ class Generator(nn.Module):
         return GeneratorOutput(images, reconstructions, latent, self.encoder2(reconstructions))
 
 
-class GANomalyModel(nn.Module):
+class GANomalyModel(DetectorModel):
     """The generator with its anomaly score and map.
 
     The discriminator is needed for training alone and lives in the Lightning module, so nothing that infers carries it.
@@ -125,15 +122,18 @@ class GANomalyModel(nn.Module):
         map_sigma: float = 2.0,
         average_weights: bool = True,
     ) -> None:
-        super().__init__()
-        _check_arguments(
-            image_size, input_channels, n_features, latent_vec_size, extra_layers, max_features, score, map_sigma
-        )
+        super().__init__(image_size, input_channels, map_sigma)
+        check_at_least(1, n_features=n_features, latent_vec_size=latent_vec_size)
+        check_at_least(0, extra_layers=extra_layers)
+        if max_features is not None and max_features < n_features:
+            msg = f"max_features is {max_features}; it must be None or at least n_features, which is {n_features}."
+            raise ValueError(msg)
+        if score not in SCORES:
+            msg = f"score is {score!r}; choose one of {', '.join(SCORES)}."
+            raise ValueError(msg)
         if score == "latent_whitened" and not add_final_conv_layer:
             msg = "score is 'latent_whitened', which needs a latent vector: set add_final_conv_layer to True."
             raise ValueError(msg)
-        self.image_size = image_size
-        self.input_channels = input_channels
         self.score = score
         self.generator = Generator(
             image_size,
@@ -145,9 +145,6 @@ class GANomalyModel(nn.Module):
             add_final_conv_layer,
         )
         initialise_weights(self.generator)
-        self.smooth = GaussianBlur2d(sigma=map_sigma)
-        self.register_buffer("luminance", torch.tensor(LUMINANCE).view(1, 3, 1, 1), persistent=False)
-        self.luminance: torch.Tensor
         if add_final_conv_layer:
             self.register_buffer("precision", torch.eye(latent_vec_size))
             self.precision: torch.Tensor
@@ -169,42 +166,32 @@ class GANomalyModel(nn.Module):
             self.average.update_parameters(self.generator)
 
     def forward(self, images: torch.Tensor) -> GeneratorOutput | InferenceBatch:
-        """Rebuild images, and score them outside training.
-
-        In evaluation on a CPU the images pass one by one: kernels split the work of a batch among threads in ways that
-        change the last bits of a result, and a score must not depend on an image's neighbours. Accelerators and
-        exported graphs take the batch as a whole.
+        """Rebuild images in training, score them in evaluation.
 
         Args:
             images: Shape ``(B, 3, H, W)`` in [-1, 1], or ``(B, 1, H, W)`` if the model has one channel.
 
         Returns:
-            In training the generator's output; otherwise ``pred_score`` ``(B,)`` and ``anomaly_map``
-            ``(B, 1, H, W)``, both non-negative and unbounded but for the map, which lies in [0, 1].
-
-        Raises:
-            ValueError: If the images have another size or number of channels than the model.
+            In training the generator's output; otherwise what :meth:`predict` returns. The map lies in [0, 1].
         """
         if self.training:
-            output: GeneratorOutput = self.generator(self._to_input(images))
+            output: GeneratorOutput = self.generator(self.to_input(images))
             return output
-        if images.device.type != "cpu" or torch.compiler.is_compiling():
-            return self._infer(images)
-        scores, _, maps, _ = zip(*(self._infer(image) for image in images.split(1)), strict=True)
-        return InferenceBatch(pred_score=torch.cat(scores), anomaly_map=torch.cat(maps))
+        return self.predict(images)
 
-    def reconstruct(self, images: torch.Tensor) -> torch.Tensor:
-        """Return what the generator makes of images, ``(B, 3, H, W)`` in [0, 1], for people to look at."""
-        latent = self.inference_generator.encoder1(self._to_input(images))
-        return (self.inference_generator.decoder(latent).expand(-1, 3, -1, -1) + 1) / 2
+    def rebuild(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the reconstructions of images ``(B, input_channels, H, W)``."""
+        reconstructions: torch.Tensor = self.inference_generator.decoder(self.inference_generator.encoder1(images))
+        return reconstructions
 
     def latent_codes(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the codes of images as in :meth:`forward` and of their reconstructions, each ``(B, Z, h, w)``."""
-        output = self.inference_generator(self._to_input(images))
+        output = self.inference_generator(self.to_input(images))
         return output.latent, output.latent_of_reconstruction
 
-    def _infer(self, images: torch.Tensor) -> InferenceBatch:
-        images, reconstructions, latent, latent_of_reconstruction = self.inference_generator(self._to_input(images))
+    def infer(self, images: torch.Tensor) -> InferenceBatch:
+        """Score images ``(B, input_channels, H, W)`` by their codes, and map where they were rebuilt badly."""
+        images, reconstructions, latent, latent_of_reconstruction = self.inference_generator(images)
         error = reconstruction_error(images, reconstructions)
         if self.score == "latent_l1":
             score = latent_l1_score(latent, latent_of_reconstruction)
@@ -217,55 +204,3 @@ class GANomalyModel(nn.Module):
         else:
             score = error.flatten(1).mean(1)
         return InferenceBatch(pred_score=score, anomaly_map=self.smooth(error))
-
-    def _to_input(self, images: torch.Tensor) -> torch.Tensor:
-        """Bring images into the networks' channels and memory layout."""
-        if images.shape[-2:] != self.image_size:
-            msg = (
-                f"The images are {tuple(images.shape[-2:])} pixels, but the model is built for {self.image_size}: "
-                f"set image_size to the images' size, or let a pre-processor resize them."
-            )
-            raise ValueError(msg)
-        if self.input_channels == 1 and images.shape[1] == 3:
-            images = (images * self.luminance).sum(1, keepdim=True)
-        return images.contiguous(memory_format=torch.channels_last)
-
-
-def _check_arguments(
-    image_size: tuple[int, int],
-    input_channels: int,
-    n_features: int,
-    latent_vec_size: int,
-    extra_layers: int,
-    max_features: int | None,
-    score: str,
-    map_sigma: float,
-) -> None:
-    """Refuse what the networks cannot be built from."""
-    height, width = image_size
-    if min(height, width) < MINIMUM_IMAGE_SIZE:
-        nearest = (max(height, MINIMUM_IMAGE_SIZE), max(width, MINIMUM_IMAGE_SIZE))
-        msg = f"image_size is {image_size}; each side must be at least {MINIMUM_IMAGE_SIZE}: the nearest is {nearest}."
-        raise ValueError(msg)
-    if input_channels not in {1, 3}:
-        msg = f"input_channels is {input_channels}; choose 1 (grey) or 3 (colour)."
-        raise ValueError(msg)
-    for name, value, minimum in (
-        ("n_features", n_features, 1),
-        ("latent_vec_size", latent_vec_size, 1),
-        ("extra_layers", extra_layers, 0),
-    ):
-        if value < minimum:
-            msg = f"{name} is {value}; it must be at least {minimum}."
-            raise ValueError(msg)
-    if max_features is not None and max_features < n_features:
-        msg = f"max_features is {max_features}; it must be None or at least n_features, which is {n_features}."
-        raise ValueError(msg)
-    if score not in SCORES:
-        msg = f"score is {score!r}; choose one of {', '.join(SCORES)}."
-        raise ValueError(msg)
-    # The blur's kernel reaches 4 standard deviations and is reflected at the border.
-    largest_sigma = (min(height, width) - 1) / 4 - 0.5
-    if not 0 < map_sigma <= largest_sigma:
-        msg = f"map_sigma is {map_sigma} pixels; for images of {image_size} choose one in (0, {largest_sigma}]."
-        raise ValueError(msg)

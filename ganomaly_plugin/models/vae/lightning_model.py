@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The variational autoencoder as an anomalib model."""
+
+import torch
+from anomalib.data import ImageBatch
+from anomalib.metrics import Evaluator
+from anomalib.models.components import AnomalibModule
+from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
+from anomalib.visualization import Visualizer
+
+from ganomaly_plugin.models.components.detector import OneClassDetector, to_size
+from ganomaly_plugin.models.components.detector_model import check_at_least
+
+from .loss import gaussian_nll, kl_divergence
+from .torch_model import VAEModel
+
+
+class VAE(OneClassDetector, AnomalibModule):  # type: ignore[misc]  # two of Lightning's bases differ
+    """Variational autoencoder that scores by reconstruction probability (An and Cho, 2015).
+
+    Encoder and decoder give a mean and a variance each; the score is how improbable the decoder finds the image, on
+    average over samples of its code. Convolutional here, where the paper's networks are dense. Logged per epoch:
+    ``loss_reconstruction`` and ``loss_divergence`` in nats a pixel in training, ``val_score`` and ``image_AUROC`` in
+    validation.
+
+    Args:
+        n_features: Channels after the first convolution.
+        latent_vec_size: Length of the latent code.
+        lr: Learning rate of Adam.
+        image_size: Size in pixels that images are resized to: one side of a square, or height and width; at least 28.
+        input_channels: 3 for colour; 1 turns images grey inside the model.
+        max_features: Upper bound on the channels of any layer, ``None`` for unbounded doubling.
+        n_samples: Samples of the code for a score.
+        minimum_deviation: Floor of the pixels' standard deviations in a range of [-1, 1].
+        map_sigma: Standard deviation in pixels of the Gaussian that smooths the anomaly map.
+        pre_processor: Pre-processor, ``True`` for resizing and scaling to [-1, 1], ``False`` for none.
+        post_processor: Post-processor, ``True`` for the threshold-ratio one, ``False`` for none.
+        evaluator: Evaluator, ``True`` for AUROC, average precision and F1, ``False`` for none.
+        visualizer: Visualiser, ``True`` for pictures with the reconstruction, ``False`` for none.
+
+    Raises:
+        ValueError: If an argument is out of its range; the message names the value, the rule and what works.
+    """
+
+    architecture = (*OneClassDetector.architecture, "n_features", "latent_vec_size", "max_features", "n_samples")
+
+    def __init__(
+        self,
+        n_features: int = 32,
+        latent_vec_size: int = 16,
+        lr: float = 0.001,
+        image_size: int | tuple[int, int] = 64,
+        input_channels: int = 3,
+        max_features: int | None = 512,
+        n_samples: int = 10,
+        minimum_deviation: float = 0.1,
+        map_sigma: float = 2.0,
+        pre_processor: PreProcessor | bool = True,
+        post_processor: PostProcessor | bool = True,
+        evaluator: Evaluator | bool = True,
+        visualizer: Visualizer | bool = True,
+    ) -> None:
+        image_size = size = to_size(image_size)  # Keeps the argument's name, by which checkpoints store it.
+        check_at_least(torch.finfo().tiny, lr=lr)
+        model = VAEModel(
+            size,
+            input_channels,
+            n_features,
+            latent_vec_size,
+            max_features,
+            n_samples,
+            minimum_deviation,
+            map_sigma,
+        )
+        super().__init__(
+            pre_processor=self.configure_pre_processor(size) if pre_processor is True else pre_processor,
+            post_processor=post_processor,
+            evaluator=evaluator,
+            visualizer=visualizer,
+        )
+        self.check_input_size(size)
+        self.model: VAEModel = model
+        self.lr = lr
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return Adam."""
+        return torch.optim.Adam(self.model.parameters(), lr=self.lr)
+
+    def training_step(self, batch: ImageBatch, batch_idx: int) -> torch.Tensor:
+        """Return the negative evidence lower bound of the batch, in nats a pixel.
+
+        Raises:
+            ValueError: If it is not finite; the message says where and what to try.
+        """
+        output = self.model(batch.image)
+        losses = {
+            "loss_reconstruction": gaussian_nll(output.images, output.mean, output.deviation).mean(),
+            "loss_divergence": kl_divergence(output.latent_mean, output.latent_log_variance).mean()
+            / output.images[0].numel(),
+        }
+        self.log_losses(losses, batch, batch_idx)
+        return losses["loss_reconstruction"] + losses["loss_divergence"]

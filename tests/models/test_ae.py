@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plain autoencoder."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from ganomaly_plugin import Autoencoder
+
+from .model_tester import ModelTester
+
+
+class TestAutoencoder(ModelTester):
+    """What every model must do."""
+
+    def build(self, image_size: tuple[int, int] = (32, 32), input_channels: int = 3, **kwargs: Any) -> Autoencoder:
+        return Autoencoder(
+            image_size=image_size, input_channels=input_channels, n_features=4, latent_vec_size=4, **kwargs
+        )
+
+
+def test_score_by_hand() -> None:
+    """The mean squared difference, where the full range counts as one."""
+    model = Autoencoder(image_size=32, n_features=4, latent_vec_size=4, visualizer=False).eval()
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        prediction = model.model(images)
+        reconstructions = torch.cat([model.model.reconstruct(image) for image in images.split(1)])
+    expected = ((images + 1) / 2 - reconstructions).square().mean((1, 2, 3))
+    torch.testing.assert_close(prediction.pred_score, expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image_size": 20}, "each side must be at least 28"),
+        ({"latent_vec_size": 0}, "latent_vec_size is 0; it must be at least 1"),
+        ({"lr": 0.0}, "lr is 0.0; it must be"),
+        ({"input_channels": 2}, "choose 1 .grey. or 3 .colour."),
+    ],
+)
+def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
+    """The message names the value, the rule and what works."""
+    with pytest.raises(ValueError, match=message):
+        Autoencoder(**arguments)
