@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from .data.mnist import MNIST, FashionMNIST
     from .data.patches import FullImages, Patches
     from .models.ae import Autoencoder
+    from .models.egbad import EGBAD
     from .models.ganomaly import GANomaly
     from .models.vae import VAE
 
 __all__ = [
     "CIFAR10",
+    "EGBAD",
     "MNIST",
     "VAE",
     "Autoencoder",
@@ -33,6 +35,7 @@ _MODULES = {
     "Autoencoder": "ganomaly_plugin.models.ae",
     "CIFAR10": "ganomaly_plugin.data.cifar10",
     "ClassFolder": "ganomaly_plugin.data.class_folder",
+    "EGBAD": "ganomaly_plugin.models.egbad",
     "Digits": "ganomaly_plugin.data.digits",
     "FashionMNIST": "ganomaly_plugin.data.mnist",
     "FullImages": "ganomaly_plugin.data.patches",

@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -24,6 +24,17 @@ EXPORTED = ("pred_score", "pred_label", "pred_mask", "anomaly_map")
 def gather(batches: Sequence[ImageBatch], field: str) -> torch.Tensor:
     """Concatenate one field of predicted batches."""
     return torch.cat([getattr(batch, field) for batch in batches])
+
+
+class Exported(NamedTuple):
+    """A trained model, what the engine predicts with it, and its exports."""
+
+    model: AnomalibModule
+    predictions: Sequence[ImageBatch]
+    torch_model: torch.nn.Module
+    onnx_file: Path
+    openvino_model: Any
+    compiled: Any
 
 
 class ModelTester:
@@ -174,41 +185,55 @@ class ModelTester:
         assert losses
         assert all(value.isfinite() for value in losses.values())
 
-    @pytest.mark.parametrize("channels", [1, 3])
-    def test_exports_agree_with_the_engine(self, tmp_path: Path, digits_folder: Path, channels: int) -> None:
+    @pytest.fixture(scope="class", params=[1, 3], ids=["grey", "colour"])
+    def exported(
+        self, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, digits_folder: Path
+    ) -> Exported:
+        """A trained model, its predictions, and its exports by way of a checkpoint."""
+        from ganomaly_plugin.edge.detector import shared_core
+
+        root = tmp_path_factory.mktemp("exported")
+        seed_everything(7)
+        datamodule = build_datamodule(digits_folder)
+        model = self.build(input_channels=request.param, image_size=(28, 36))
+        engine = build_engine(root)
+        engine.fit(model, datamodule=datamodule)
+        predictions = engine.predict(model, datamodule=datamodule)
+        reloaded = type(model).load_from_checkpoint(engine.best_model_path)
+        core, xml = shared_core(), reloaded.to_openvino(root)
+        return Exported(
+            model=model,
+            predictions=predictions,
+            torch_model=torch.load(reloaded.to_torch(root), weights_only=False)["model"].eval(),
+            onnx_file=reloaded.to_onnx(root),
+            openvino_model=core.read_model(xml),
+            compiled=core.compile_model(xml, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}),
+        )
+
+    def test_exports_agree_with_the_engine(self, exported: Exported) -> None:
         """From the same files, which are larger than the model's images, every export gives what the engine gives."""
         import onnxruntime
 
-        from ganomaly_plugin.edge.detector import shared_core
-
-        seed_everything(7)
-        datamodule = build_datamodule(digits_folder)
-        model = self.build(input_channels=channels, image_size=(28, 36))
-        engine = build_engine(tmp_path)
-        engine.fit(model, datamodule=datamodule)
-        predictions = engine.predict(model, datamodule=datamodule)
-        expected = {name: gather(predictions, name).squeeze() for name in EXPORTED}
-        paths = [path for batch in predictions for path in batch.image_path]
+        expected = {name: gather(exported.predictions, name).squeeze() for name in EXPORTED}
+        paths = [path for batch in exported.predictions for path in batch.image_path]
         images = torch.stack([read_image(path, as_tensor=True) for path in paths])
         assert images.shape[-2:] == (40, 48)
-
-        exported = torch.load(model.to_torch(tmp_path), weights_only=False)["model"].eval()
-        session = onnxruntime.InferenceSession(model.to_onnx(tmp_path))
-        compiled = shared_core().compile_model(model.to_openvino(tmp_path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        assert not any(name in dict(exported.named_children()) for name in model.training_only)
-        assert {port.any_name for port in compiled.outputs} == set(EXPORTED)
+        session = onnxruntime.InferenceSession(exported.onnx_file)
+        children = dict(exported.torch_model.named_children())
+        assert not any(name in children for name in exported.model.training_only)
+        assert {port.any_name for port in exported.compiled.outputs} == set(EXPORTED)
         assert {port.name for port in session.get_outputs()} == set(EXPORTED)
 
         def run_torch(batch: torch.Tensor) -> dict[str, torch.Tensor]:
             with torch.no_grad():
-                return exported(batch)._asdict()
+                return exported.torch_model(batch)._asdict()
 
         def run_onnx(batch: torch.Tensor) -> dict[str, torch.Tensor]:
             values = session.run(list(EXPORTED), {session.get_inputs()[0].name: batch.numpy()})
             return {name: torch.from_numpy(value) for name, value in zip(EXPORTED, values, strict=True)}
 
         def run_openvino(batch: torch.Tensor) -> dict[str, torch.Tensor]:
-            values = compiled(batch.numpy())
+            values = exported.compiled(batch.numpy())
             return {name: torch.from_numpy(values[name]) for name in EXPORTED}
 
         for run in (run_torch, run_onnx, run_openvino):
@@ -222,41 +247,30 @@ class ModelTester:
                     decisions = actual[decision].bool().view_as(expected[decision])
                     assert torch.equal(decisions[clear], expected[decision][clear])
 
-    def test_exported_graph_takes_any_size(self, tmp_path: Path, datamodule: Folder) -> None:
+    def test_exported_graph_takes_any_size(self, exported: Exported) -> None:
         """Smaller and larger images than the model's, down to one of few pixels."""
-        from ganomaly_plugin.edge.detector import shared_core
-
-        model = self.train(tmp_path, datamodule).eval()
-        compiled = shared_core().compile_model(model.to_openvino(tmp_path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        for size in ((32, 32), (8, 8), (50, 41), (300, 700)):
+        for size in ((28, 36), (8, 8), (50, 41), (300, 700)):
             images = torch.rand(2, 3, *size)
             with torch.no_grad():
-                expected = model(images)
-            actual = compiled(images.numpy())
+                expected = exported.model.eval()(images)
+            actual = exported.compiled(images.numpy())
             for name in ("pred_score", "anomaly_map"):
                 values = torch.from_numpy(actual[name]).view_as(getattr(expected, name))
                 torch.testing.assert_close(values, getattr(expected, name), atol=1e-4, rtol=0)
 
-    def test_openvino_file_describes_itself(self, tmp_path: Path, datamodule: Folder) -> None:
-        """What Intel's Model API reads, and what the model was trained on, also by way of a checkpoint."""
-        from ganomaly_plugin.edge.detector import shared_core
-
-        engine = build_engine(tmp_path)
-        model = self.build()
-        engine.fit(model, datamodule=datamodule)
-        reloaded = type(model).load_from_checkpoint(engine.best_model_path)
-        described = shared_core().read_model(reloaded.to_openvino(tmp_path))
+    def test_openvino_file_describes_itself(self, exported: Exported) -> None:
+        """What Intel's Model API reads, and what the model was trained on, which its checkpoint knew."""
 
         def fact(section: str, name: str) -> str:
-            return described.get_rt_info([section, name]).astype(str)
+            return exported.openvino_model.get_rt_info([section, name]).astype(str)
 
         assert fact("model_info", "model_type") == "AnomalyDetection"
         assert fact("model_info", "labels") == "Normal Anomaly"
-        assert fact("model_info", "image_shape") == "32 32"
+        assert fact("model_info", "image_shape") == "28 36"
         assert fact("ganomaly_plugin", "trained_on") == "digits"
-        assert fact("ganomaly_plugin", "model") == type(model).__name__
+        assert fact("ganomaly_plugin", "model") == type(exported.model).__name__
         assert float(fact("ganomaly_plugin", "raw_image_threshold")) == pytest.approx(
-            float(model.post_processor.image_threshold)
+            float(exported.model.post_processor.image_threshold)
         )
 
     def test_every_parameter_gets_a_gradient(self, tmp_path: Path, datamodule: Folder) -> None:

@@ -14,6 +14,7 @@ from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from ganomaly_plugin.models.components.adversarial import RoutedGradients
 from ganomaly_plugin.models.components.dcgan import Discriminator, initialise_weights
 from ganomaly_plugin.models.components.detector import OneClassDetector, to_size
 from ganomaly_plugin.models.components.scores import whitening_precision
@@ -35,7 +36,7 @@ COLLAPSE_LOSS = 1e-5
 """Discriminator loss below which the discriminator is initialised anew, as GANomaly's code does."""
 
 
-class GANomaly(OneClassDetector, AnomalibModule):  # type: ignore[misc]  # two of Lightning's bases differ
+class GANomaly(RoutedGradients, OneClassDetector, AnomalibModule):  # type: ignore[misc]  # two of Lightning's bases differ
     """GANomaly (Akcay, Atapour-Abarghouei, Breckon, ACCV 2018).
 
     A generator encodes an image, rebuilds it from the code and encodes it again; trained on normal images only, its two
@@ -160,20 +161,15 @@ class GANomaly(OneClassDetector, AnomalibModule):  # type: ignore[misc]  # two o
         self.adversarial = adversarial
         self._measured_step: int | None = None
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return one Adam over generator and discriminator.
-
-        Both use the same settings and both take gradients from before either's update, so that one optimiser is two.
-        """
-        parameters = [*self.model.generator.parameters(), *self.discriminator.parameters()]
-        # Elsewhere PyTorch's default is as fast, and fused steps exclude clipping under 16-bit mixed precision.
-        return torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, fused=self.device.type == "cpu")
+    def networks(self) -> tuple[torch.nn.Module, torch.nn.Module]:
+        """Return generator and discriminator."""
+        return self.model.generator, self.discriminator
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, torch.Tensor]:
         """Compute both networks' losses from one generator pass and two discriminator passes.
 
         Returns:
-            ``loss``, the losses of generator and discriminator as a vector of two for :meth:`backward`, and
+            ``loss``, the losses of generator and discriminator as a vector of two, and
             ``discriminator_loss``.
 
         Raises:
@@ -200,15 +196,6 @@ class GANomaly(OneClassDetector, AnomalibModule):  # type: ignore[misc]  # two o
             "loss": torch.stack([generator_loss, losses["loss_discriminator"]]),
             "discriminator_loss": losses["loss_discriminator"].detach(),
         }
-
-    def backward(self, loss: torch.Tensor) -> None:
-        """Send each network the gradient of its own loss, through the graph that both share.
-
-        Args:
-            loss: Losses of generator and discriminator, ``(2,)``.
-        """
-        loss[0].backward(inputs=list(self.model.generator.parameters()), retain_graph=True)
-        loss[1].backward(inputs=list(self.discriminator.parameters()))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step both networks, then let the average follow."""

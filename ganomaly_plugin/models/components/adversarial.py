@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several networks with a loss each, trained in one step from one graph."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import nn
+
+if TYPE_CHECKING:
+    Mixin = LightningModule
+else:
+    Mixin = object
+
+
+class RoutedGradients(Mixin):
+    """Mixin that sends each network the gradient of its own loss alone, under Lightning's automatic optimisation.
+
+    All gradients are taken from before any update, so that one Adam over all networks is one for each, and every
+    trainer flag (precision, gradient accumulation and clipping, strategies) works as for a single loss. A subclass's
+    ``training_step`` returns the losses as a vector in the order of :meth:`networks`, and has ``lr`` and ``betas``.
+    """
+
+    lr: float
+    betas: tuple[float, float]
+
+    @abstractmethod
+    def networks(self) -> Sequence[nn.Module]:
+        """Return the networks in the order of their losses."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return one Adam over all networks."""
+        parameters = [parameter for network in self.networks() for parameter in network.parameters()]
+        # Elsewhere PyTorch's default is as fast, and fused steps exclude clipping under 16-bit mixed precision.
+        return torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, fused=self.device.type == "cpu")
+
+    def backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        """Take each loss's gradient for its network, through the graph that all share.
+
+        Args:
+            loss: One loss a network, ``(N,)``.
+            *args: Not used.
+            **kwargs: Not used.
+        """
+        del args, kwargs
+        networks = self.networks()
+        for number, network in enumerate(networks):
+            loss[number].backward(inputs=list(network.parameters()), retain_graph=number < len(networks) - 1)

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""EGBAD."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import seed_everything
+
+from ganomaly_plugin import EGBAD
+from ganomaly_plugin.models.egbad import loss
+
+from .model_tester import ModelTester
+
+
+class TestEGBAD(ModelTester):
+    """What every model must do."""
+
+    def build(self, image_size: tuple[int, int] = (32, 32), input_channels: int = 3, **kwargs: Any) -> EGBAD:
+        settings: dict[str, Any] = {"n_features": 4, "latent_vec_size": 4} | kwargs
+        return EGBAD(image_size=image_size, input_channels=input_channels, **settings)
+
+
+def test_losses_by_hand() -> None:
+    """Logits of log 3 mean a probability of three quarters."""
+    logit = torch.tensor([math.log(3.0)])
+    assert loss.generator_loss(logit).item() == pytest.approx(-math.log(0.75))
+    assert loss.encoder_loss(logit).item() == pytest.approx(-math.log(0.25))
+    assert loss.discriminator_loss(logit, -logit).item() == pytest.approx(-2 * math.log(0.75))
+
+
+@pytest.mark.parametrize("score", ["feature_matching", "cross_entropy"])
+def test_score_follows_its_definition(score: Any) -> None:
+    """Nine tenths of the summed error and a tenth of the discriminator's part, from the averaged networks."""
+    model = EGBAD(image_size=32, n_features=4, latent_vec_size=4, score=score, visualizer=False).eval().model
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    networks: Any = model.average.module
+    with torch.no_grad():
+        scores = model(images).pred_score
+        latent = networks.encoder(images)
+        rebuilt = networks.generator(latent)
+        logits, features = networks.discriminator(images, latent)
+        if score == "feature_matching":
+            second = (features - networks.discriminator(rebuilt, latent)[1]).abs().sum(1)
+        else:
+            second = -logits.sigmoid().log()
+    expected = 0.9 * (images - rebuilt).abs().sum((1, 2, 3)) + 0.1 * second
+    torch.testing.assert_close(scores, expected)
+
+
+def test_each_network_gets_its_own_gradient() -> None:
+    """The gradients in one shared graph are those of three separate passes."""
+    seed_everything(0)
+    model = EGBAD(image_size=32, n_features=4, latent_vec_size=4, visualizer=False)
+    model.model.networks.discriminator.dropout.p = 0.0  # Draws would differ from pass to pass.
+    images = torch.rand(4, 3, 32, 32) * 2 - 1
+
+    def losses() -> list[torch.Tensor]:
+        torch.manual_seed(1)
+        true, generated = model.model(images)
+        return [loss.discriminator_loss(true, generated), loss.generator_loss(generated), loss.encoder_loss(true)]
+
+    expected = [
+        torch.autograd.grad(losses()[number], list(network.parameters()))
+        for number, network in enumerate(model.networks())
+    ]
+    model.backward(torch.stack(losses()))
+    for network, gradients in zip(model.networks(), expected, strict=True):
+        for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image_size": 27}, "each side must be at least 28"),
+        ({"score": "l2"}, "choose one of feature_matching, cross_entropy"),
+        ({"weight": 1.5}, "weight is 1.5; the discriminator's share of the score lies in"),
+        ({"lr": 0.0}, "lr is 0.0"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
+    """The message names the value, the rule and what works."""
+    with pytest.raises(ValueError, match=message):
+        EGBAD(**arguments)
