@@ -2,6 +2,7 @@
 """GANomaly against the shared requirements and against values worked out by hand."""
 
 import copy
+import csv
 import math
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 from anomalib.data import Folder, ImageBatch
 from anomalib.models import Ganomaly as StockGanomaly
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.loggers import CSVLogger
 from sklearn.metrics import roc_auc_score
 from torch.utils.data import DataLoader, Dataset
 
@@ -458,6 +460,17 @@ def test_losses_are_logged_per_epoch(tmp_path: Path, datamodule: Folder) -> None
     engine.fit(GANomaly(image_size=32, n_features=4), datamodule=datamodule)
     expected = {"loss_adversarial", "loss_reconstruction", "loss_latent", "loss_discriminator"}
     assert expected <= set(engine.trainer.callback_metrics)
+
+
+def test_logger_writes_one_row_an_epoch(tmp_path: Path, datamodule: Folder) -> None:
+    """Losses and validation metrics reach Lightning's CSV logger, once for each epoch."""
+    logger = CSVLogger(tmp_path)
+    engine = build_engine(tmp_path, max_epochs=3, logger=logger)
+    engine.fit(GANomaly(image_size=32, n_features=4), datamodule=datamodule)
+    with (Path(logger.log_dir) / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for name in ("loss_adversarial", "loss_discriminator", "val_score", "image_AUROC"):
+        assert [int(row["epoch"]) for row in rows if row[name]] == [0, 1, 2], name
 
 
 @pytest.fixture(scope="module")
