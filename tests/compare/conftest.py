@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from ganomaly_plugin.compare import compare
+from ganomaly_plugin.compare import compare, timing
 from ganomaly_plugin.compare.summary import Summary
 
 TRAINER = {"max_epochs": 1, "limit_train_batches": 4}
@@ -58,5 +58,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
     }
     failing = ganomaly("Failing") | {"class_path": "tests.compare.failing.Failing"}
     config = configuration(root / "digits", ganomaly(), padim, failing)
-    summary = compare(config, root / "results", jobs=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing, "ROUNDS", 2)
+        summary = compare(config, root / "results", jobs=2)
     return Compared(root / "results", summary, root / "digits")

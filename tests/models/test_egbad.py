@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import seed_everything
 
 from ganomaly_plugin import EGBAD
+from ganomaly_plugin.models.components import adversarial
 from ganomaly_plugin.models.egbad import loss
 
 from .model_tester import ModelTester
@@ -25,9 +26,9 @@ class TestEGBAD(ModelTester):
 def test_losses_by_hand() -> None:
     """Logits of log 3 mean a probability of three quarters."""
     logit = torch.tensor([math.log(3.0)])
-    assert loss.generator_loss(logit).item() == pytest.approx(-math.log(0.75))
+    assert adversarial.generator_loss(logit).item() == pytest.approx(-math.log(0.75))
     assert loss.encoder_loss(logit).item() == pytest.approx(-math.log(0.25))
-    assert loss.discriminator_loss(logit, -logit).item() == pytest.approx(-2 * math.log(0.75))
+    assert adversarial.discriminator_loss(logit, -logit).item() == pytest.approx(-2 * math.log(0.75))
 
 
 @pytest.mark.parametrize("score", ["feature_matching", "cross_entropy"])
@@ -59,7 +60,11 @@ def test_each_network_gets_its_own_gradient() -> None:
     def losses() -> list[torch.Tensor]:
         torch.manual_seed(1)
         true, generated = model.model(images)
-        return [loss.discriminator_loss(true, generated), loss.generator_loss(generated), loss.encoder_loss(true)]
+        return [
+            adversarial.discriminator_loss(true, generated),
+            adversarial.generator_loss(generated),
+            loss.encoder_loss(true),
+        ]
 
     expected = [
         torch.autograd.grad(losses()[number], list(network.parameters()))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import nn
+from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 
 if TYPE_CHECKING:
     Mixin = LightningModule
@@ -48,3 +49,13 @@ class RoutedGradients(Mixin):
         networks = self.networks()
         for number, network in enumerate(networks):
             loss[number].backward(inputs=list(network.parameters()), retain_graph=number < len(networks) - 1)
+
+
+def discriminator_loss(real_logits: torch.Tensor, generated_logits: torch.Tensor) -> torch.Tensor:
+    """Cross-entropies of calling what is real ``(B,)`` true and what is generated ``(B,)`` false, each a mean."""
+    return F.softplus(-real_logits).mean() + F.softplus(generated_logits).mean()
+
+
+def generator_loss(generated_logits: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of calling what is generated ``(B,)`` true, which does not saturate (Goodfellow et al., 2014)."""
+    return F.softplus(-generated_logits).mean()

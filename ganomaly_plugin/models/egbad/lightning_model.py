@@ -12,11 +12,11 @@ from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from torch import nn
 
-from ganomaly_plugin.models.components.adversarial import RoutedGradients
+from ganomaly_plugin.models.components.adversarial import RoutedGradients, discriminator_loss, generator_loss
 from ganomaly_plugin.models.components.detector import OneClassDetector, to_size
 from ganomaly_plugin.models.components.detector_model import check_at_least
 
-from .loss import discriminator_loss, encoder_loss, generator_loss
+from .loss import encoder_loss
 from .torch_model import EGBADModel, Score
 
 
