@@ -13,6 +13,7 @@ ONE_WORKER = {"compare", "edge"}
 """Folders whose tests share what takes long to make."""
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep together what shares fixtures: some folders, otherwise each class and the functions of each module."""
     for item in items:

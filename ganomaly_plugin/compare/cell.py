@@ -81,7 +81,10 @@ def check_data(cell: Cell, datamodule: AnomalibDataModule) -> None:
 
 
 def run(cell: Cell, folder: Path) -> None:
-    """Train and test, and write ``result.json``, ``scores.npz``, ``gallery.npz`` and the exports into the folder."""
+    """Train and test, and write the results into the folder.
+
+    ``result.json``, ``scores.npz`` and ``gallery.npz``; of a timed cell its exports and ``model.ckpt`` as well.
+    """
     seed_everything(cell.seed, workers=True, verbose=False)
     model, datamodule = build(cell)
     recorder = Recorder()
@@ -99,6 +102,8 @@ def run(cell: Cell, folder: Path) -> None:
         engine.fit(model, datamodule=datamodule)
         fit_seconds = time.perf_counter() - start
         peak = _peak_megabytes()
+        if cell.openvino:
+            engine.trainer.save_checkpoint(folder / "model.ckpt")
         start = time.perf_counter()
         engine.test(model, datamodule=datamodule, verbose=False)
         test_seconds = time.perf_counter() - start

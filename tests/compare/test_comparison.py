@@ -20,7 +20,7 @@ from ganomaly_plugin.compare import compare
 from ganomaly_plugin.compare.comparison import print_plan
 from ganomaly_plugin.compare.summary import MEAN
 
-from .conftest import TRAINER, Compared, configuration, ganomaly
+from .conftest import Compared, configuration, ganomaly
 
 PROGRAM = Path(sys.executable).with_name("anomalib")
 CELLS = [("GANomaly", 0), ("GANomaly", 1), ("Padim", 0), ("Padim", 1)]
@@ -180,19 +180,15 @@ def test_data_that_cannot_be_measured(compared: Compared, tmp_path: Path) -> Non
 
 
 def test_equals_the_stock_command(compared: Compared, tmp_path: Path) -> None:
-    """`anomalib train` with the same seed and threads reports the same figures of raw scores."""
-    config = tmp_path / "train.yaml"
-    (data,) = [cell.data_config for cell in compared.summary.grid.cells if cell.path == Path("GANomaly/digits/8/1")]
-    model = {key: value for key, value in ganomaly().items() if key in {"class_path", "init_args"}}
-    data = data | {"init_args": data["init_args"] | {"seed": 1}}
-    trainer = TRAINER | {"accelerator": "cpu"}
-    content = {"seed_everything": 1, "model": model, "data": data, "trainer": trainer}
-    config.write_text(yaml.safe_dump(content))
-    command = [str(PROGRAM), "train", "--config", str(config), "--default_root_dir", str(tmp_path)]
-    printed = subprocess.run(
-        command, check=True, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    ).stdout
-    scores = read_scores(compared.folder, "GANomaly", 1)
+    """`anomalib test` finds the same figures of raw scores in the checkpoint of a cell."""
+    cell = next(cell for cell in compared.summary.grid.cells if cell.path == Path("GANomaly/digits/8/0"))
+    data = {"class_path": "digits", "init_args": cell.data_config["init_args"] | {"seed": 0}}
+    config = tmp_path / "test.yaml"
+    config.write_text(yaml.safe_dump({"model": cell.model_config, "data": data, "trainer": {"accelerator": "cpu"}}))
+    checkpoint = compared.folder / "cells" / cell.path / "model.ckpt"
+    command = [str(PROGRAM), "test", "--config", str(config), "--ckpt_path", str(checkpoint)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path).stdout
+    scores = read_scores(compared.folder, "GANomaly", 0)
     for metric, function in (("image_AUROC", roc_auc_score), ("image_AveragePrecision", average_precision_score)):
         (reported,) = re.findall(rf"{metric}\W+([\d.]+)", printed)
         assert float(reported) == pytest.approx(function(scores["labels"], scores["scores"]), abs=1e-6)
