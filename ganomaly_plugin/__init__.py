@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .data.mnist import MNIST, FashionMNIST
     from .data.patches import FullImages, Patches
     from .models.ae import Autoencoder
+    from .models.anogan import AnoGAN
     from .models.egbad import EGBAD
     from .models.ganomaly import GANomaly
     from .models.vae import VAE
@@ -22,6 +23,7 @@ __all__ = [
     "EGBAD",
     "MNIST",
     "VAE",
+    "AnoGAN",
     "Autoencoder",
     "ClassFolder",
     "Digits",
@@ -32,6 +34,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "AnoGAN": "ganomaly_plugin.models.anogan",
     "Autoencoder": "ganomaly_plugin.models.ae",
     "CIFAR10": "ganomaly_plugin.data.cifar10",
     "ClassFolder": "ganomaly_plugin.data.class_folder",

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The networks and the search of AnoGAN (Schlegl et al., 2017), in plain PyTorch."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from anomalib.data import InferenceBatch
+from torch import nn
+
+from ganomaly_plugin.models.components.averaging import power_average
+from ganomaly_plugin.models.components.dcgan import Decoder, Discriminator, initialise_weights
+from ganomaly_plugin.models.components.detector_model import DetectorModel, check_at_least
+
+LEARNING_RATES = ((0.0, 0.01), (0.4, 0.001), (0.6, 0.0005))
+"""Adam's learning rate in the search from each share of the steps on, as in EGBAD's code of AnoGAN."""
+
+
+class DCGAN(nn.Module):
+    """Generator and discriminator.
+
+    Args:
+        image_size: Height and width of the images in pixels.
+        input_channels: Channels of the images.
+        n_features: Channels after the first convolution.
+        latent_vec_size: Length of the latent code.
+        max_features: Upper bound on the channels of any layer, ``None`` for unbounded doubling.
+    """
+
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        input_channels: int,
+        n_features: int,
+        latent_vec_size: int,
+        max_features: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.generator = Decoder(image_size, input_channels, n_features, latent_vec_size, max_features=max_features)
+        self.discriminator = Discriminator(image_size, input_channels, n_features, max_features=max_features)
+        initialise_weights(self)
+
+
+class AnoGANModel(DetectorModel):
+    """A GAN of normal images, and the search for the code whose image is nearest to a given one.
+
+    The search descends the score itself: ``(1 - weight)`` times the summed absolute difference of image and generated
+    image plus ``weight`` times that of the discriminator's features (paper, eq. 5). All images of a batch are searched
+    for at once; each starts from the same code and goes its own way, since Adam treats every number by itself.
+
+    Args:
+        image_size: Height and width of the images in pixels, each at least 28.
+        input_channels: 3 for colour, 1 for grey; colour images are turned grey inside the model.
+        n_features: Channels after the first convolution.
+        latent_vec_size: Length of the latent code.
+        max_features: Upper bound on the channels of any layer, ``None`` for unbounded doubling.
+        steps: Steps of the search.
+        weight: Share of the discriminator's features in the score, in [0, 1].
+        map_sigma: Standard deviation in pixels of the Gaussian that smooths the anomaly map.
+
+    Attributes:
+        track: Wraps the steps of a search, to show how far it is.
+
+    Raises:
+        ValueError: If an argument is out of its range; the message names the value, the rule and what works.
+    """
+
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        input_channels: int = 3,
+        n_features: int = 32,
+        latent_vec_size: int = 100,
+        max_features: int | None = 512,
+        steps: int = 500,
+        weight: float = 0.1,
+        map_sigma: float = 2.0,
+    ) -> None:
+        super().__init__(image_size, input_channels, map_sigma)
+        check_at_least(1, n_features=n_features, latent_vec_size=latent_vec_size, steps=steps)
+        if not 0 <= weight <= 1:
+            msg = f"weight is {weight}; the features' share of the score lies in [0, 1]."
+            raise ValueError(msg)
+        self.steps = steps
+        self.weight = weight
+        self.latent_vec_size = latent_vec_size
+        self.track: Callable[[range], Iterable[int]] = iter
+        self.networks = DCGAN(image_size, input_channels, n_features, latent_vec_size, max_features)
+        start = torch.randn(1, latent_vec_size, 1, 1, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("start", start)
+        self.start: torch.Tensor
+        self.to(memory_format=torch.channels_last)
+        self.average = power_average(self.networks)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | InferenceBatch:
+        """Judge images and generated ones in training, search for images in evaluation.
+
+        Args:
+            images: Shape ``(B, 3, H, W)`` in [-1, 1], or ``(B, 1, H, W)`` if the model has one channel.
+
+        Returns:
+            In training the discriminator's logits ``(B,)`` of the images and of as many generated ones; otherwise
+            ``pred_score`` ``(B,)`` and ``anomaly_map`` ``(B, 1, H, W)``.
+        """
+        if not self.training:
+            return self.predict(images)
+        images = self.to_input(images)
+        latent = torch.randn(len(images), self.latent_vec_size, 1, 1, device=images.device)
+        real_logits, _ = self.networks.discriminator(images)
+        generated_logits, _ = self.networks.discriminator(self.networks.generator(latent))
+        return real_logits, generated_logits
+
+    def predict(self, images: torch.Tensor) -> InferenceBatch:
+        """Score a batch as a whole, since the search costs hundreds of passes."""
+        return self.infer(self.to_input(images))
+
+    def rebuild(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the generated images nearest to images ``(B, input_channels, H, W)``."""
+        networks: DCGAN = self.average.module  # type: ignore[assignment]
+        nearest: torch.Tensor = networks.generator(self.search(images))
+        return nearest
+
+    def infer(self, images: torch.Tensor) -> InferenceBatch:
+        """Search, and score images ``(B, input_channels, H, W)`` by what remains."""
+        networks: DCGAN = self.average.module  # type: ignore[assignment]
+        latent = self.search(images)
+        with torch.no_grad():
+            error = (images - networks.generator(latent)).abs().mean(1, keepdim=True) / 2
+            return InferenceBatch(pred_score=self.distance(images, latent), anomaly_map=self.smooth(error))
+
+    def distance(self, images: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
+        """Return the score ``(B,)`` of images for codes ``(B, Z, 1, 1)``."""
+        networks: DCGAN = self.average.module  # type: ignore[assignment]
+        generated = networks.generator(latent)
+        residual = (images - generated).abs().flatten(1).sum(1)
+        _, features = networks.discriminator(images)
+        _, generated_features = networks.discriminator(generated)
+        discrimination = (features - generated_features).abs().flatten(1).sum(1)
+        return (1 - self.weight) * residual + self.weight * discrimination
+
+    def search(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the codes ``(B, Z, 1, 1)`` whose generated images are nearest to images ``(B, input_channels, H, W)``.
+
+        Gradients flow even where the caller has switched them off.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            images = images.clone()
+            latent = self.start.repeat(len(images), 1, 1, 1).requires_grad_()
+            optimiser = torch.optim.Adam([latent])
+            for step in self.track(range(self.steps)):
+                rates = [rate for share, rate in LEARNING_RATES if step >= share * self.steps]
+                optimiser.param_groups[0]["lr"] = rates[-1]
+                (latent.grad,) = torch.autograd.grad(self.distance(images, latent).sum(), latent)
+                optimiser.step()
+            return latent.detach()
