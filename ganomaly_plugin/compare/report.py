@@ -67,7 +67,7 @@ def _csv(summary: Summary) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     kinds = [*Interval._fields, *(f"difference_{name}" for name in Interval._fields)]
     writer.writerow(["dataset", "category", "model", "measure", *kinds])
-    for row in summary.rows():
+    for row in summary.rows:
         difference = row.difference or ("",) * len(Interval._fields)
         writer.writerow([row.dataset, row.category, row.model, row.measure, *row.value, *difference])
     return buffer.getvalue()
@@ -90,7 +90,7 @@ def _json(summary: Summary, timings: list[TimedExport]) -> dict[str, Any]:
                 "value": row.value._asdict(),
                 "difference": row.difference._asdict() if row.difference else None,
             }
-            for row in summary.rows()
+            for row in summary.rows
         ],
         "timings": [timing._asdict() for timing in timings],
     }

@@ -169,6 +169,7 @@ class Summary:
         """Measures that a dataset has."""
         return list(dict.fromkeys(key[3] for key in self.samples if key[0] == dataset))
 
+    @cached_property
     def rows(self) -> list[Row]:
         """All figures, each with its difference to the reference."""
         rows = []

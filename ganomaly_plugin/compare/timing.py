@@ -123,9 +123,9 @@ def _load(form: str, path: Path) -> Callable[[np.ndarray], Any]:
                 return model(torch.from_numpy(images))
 
         return run
-    import openvino
+    from ganomaly_plugin.edge.detector import shared_core
 
-    compiled: Callable[[np.ndarray], Any] = openvino.Core().compile_model(
+    compiled: Callable[[np.ndarray], Any] = shared_core().compile_model(
         path, "CPU", {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     )
     return compiled

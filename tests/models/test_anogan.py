@@ -58,7 +58,7 @@ def test_search_recovers_a_code() -> None:
     wanted = model.start + 0.5 * torch.randn(3, 4, 1, 1)
     with torch.no_grad():
         images = model.average.module.generator(wanted)
-        before = model.distance(images, model.start.repeat(3, 1, 1, 1))
+        before = model.distance(images, model.features(images), model.start.repeat(3, 1, 1, 1))
     after = model.infer(images).pred_score
     assert (after < 0.1 * before).all()
 

@@ -107,11 +107,6 @@ class AnoGAN(RoutedGradients, OneClassDetector, AnomalibModule):
         self.log_losses(losses, batch, batch_idx)
         return torch.stack(list(losses.values()))
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step both networks, then let the average follow."""
-        super().optimizer_step(*args, **kwargs)
-        self.model.average.update_parameters(self.model.networks)
-
     def on_validation_start(self) -> None:
         """Search less long before the last epoch."""
         steps = self.hparams["steps"]

@@ -113,6 +113,10 @@ class AnoGANModel(DetectorModel):
         """Score a batch as a whole, since the search costs hundreds of passes."""
         return self.infer(self.to_input(images))
 
+    def update_average(self) -> None:
+        """Let the average follow the networks; call after each optimiser step."""
+        self.average.update_parameters(self.networks)
+
     def rebuild(self, images: torch.Tensor) -> torch.Tensor:
         """Return the generated images nearest to images ``(B, input_channels, H, W)``."""
         networks: DCGAN = self.average.module  # type: ignore[assignment]
@@ -125,16 +129,21 @@ class AnoGANModel(DetectorModel):
         latent = self.search(images)
         with torch.no_grad():
             error = (images - networks.generator(latent)).abs().mean(1, keepdim=True) / 2
-            return InferenceBatch(pred_score=self.distance(images, latent), anomaly_map=self.smooth(error))
+            score = self.distance(images, self.features(images), latent)
+            return InferenceBatch(pred_score=score, anomaly_map=self.smooth(error))
 
-    def distance(self, images: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
-        """Return the score ``(B,)`` of images for codes ``(B, Z, 1, 1)``."""
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the averaged discriminator's features ``(B, C, h, w)`` of images ``(B, input_channels, H, W)``."""
+        networks: DCGAN = self.average.module  # type: ignore[assignment]
+        features: torch.Tensor = networks.discriminator(images)[1]
+        return features
+
+    def distance(self, images: torch.Tensor, features: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
+        """Return the score ``(B,)`` of images with their :meth:`features` for codes ``(B, Z, 1, 1)``."""
         networks: DCGAN = self.average.module  # type: ignore[assignment]
         generated = networks.generator(latent)
         residual = (images - generated).abs().flatten(1).sum(1)
-        _, features = networks.discriminator(images)
-        _, generated_features = networks.discriminator(generated)
-        discrimination = (features - generated_features).abs().flatten(1).sum(1)
+        discrimination = (features - self.features(generated)).abs().flatten(1).sum(1)
         return (1 - self.weight) * residual + self.weight * discrimination
 
     def search(self, images: torch.Tensor) -> torch.Tensor:
@@ -144,11 +153,12 @@ class AnoGANModel(DetectorModel):
         """
         with torch.inference_mode(False), torch.enable_grad():
             images = images.clone()
+            features = self.features(images)
             latent = self.start.repeat(len(images), 1, 1, 1).requires_grad_()
             optimiser = torch.optim.Adam([latent])
             for step in self.track(range(self.steps)):
                 rates = [rate for share, rate in LEARNING_RATES if step >= share * self.steps]
                 optimiser.param_groups[0]["lr"] = rates[-1]
-                (latent.grad,) = torch.autograd.grad(self.distance(images, latent).sum(), latent)
+                (latent.grad,) = torch.autograd.grad(self.distance(images, features, latent).sum(), latent)
                 optimiser.step()
             return latent.detach()

@@ -21,11 +21,13 @@ class RoutedGradients(Mixin):
 
     All gradients are taken from before any update, so that one Adam over all networks is one for each, and every
     trainer flag (precision, gradient accumulation and clipping, strategies) works as for a single loss. A subclass's
-    ``training_step`` returns the losses as a vector in the order of :meth:`networks`, and has ``lr`` and ``betas``.
+    ``training_step`` returns the losses as a vector in the order of :meth:`networks`, has ``lr`` and ``betas``, and
+    its ``model`` an ``update_average``.
     """
 
     lr: float
     betas: tuple[float, float]
+    model: Any
 
     @abstractmethod
     def networks(self) -> Sequence[nn.Module]:
@@ -49,6 +51,11 @@ class RoutedGradients(Mixin):
         networks = self.networks()
         for number, network in enumerate(networks):
             loss[number].backward(inputs=list(network.parameters()), retain_graph=number < len(networks) - 1)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step all networks, then let the average of what infers follow."""
+        super().optimizer_step(*args, **kwargs)
+        self.model.update_average()
 
 
 def discriminator_loss(real_logits: torch.Tensor, generated_logits: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """EGBAD as an anomalib model."""
 
-from typing import Any
-
 import torch
 from anomalib.data import ImageBatch
 from anomalib.metrics import Evaluator
@@ -104,8 +102,3 @@ class EGBAD(RoutedGradients, OneClassDetector, AnomalibModule):  # type: ignore[
         }
         self.log_losses(losses, batch, batch_idx)
         return torch.stack(list(losses.values()))
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step all networks, then let the average follow."""
-        super().optimizer_step(*args, **kwargs)
-        self.model.average.update_parameters(self.model.networks)

@@ -165,6 +165,10 @@ class EGBADModel(DetectorModel):
         generated_logits, _ = networks.discriminator(networks.generator(latent), latent)
         return true_logits, generated_logits
 
+    def update_average(self) -> None:
+        """Let the average follow the networks; call after each optimiser step."""
+        self.average.update_parameters(self.networks)
+
     def rebuild(self, images: torch.Tensor) -> torch.Tensor:
         """Return what the generator makes of the encodings of images ``(B, input_channels, H, W)``."""
         networks: BiGAN = self.average.module  # type: ignore[assignment]

@@ -197,11 +197,6 @@ class GANomaly(RoutedGradients, OneClassDetector, AnomalibModule):  # type: igno
             "discriminator_loss": losses["loss_discriminator"].detach(),
         }
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step both networks, then let the average follow."""
-        super().optimizer_step(*args, **kwargs)
-        self.model.update_average()
-
     def on_train_batch_end(self, outputs: dict[str, torch.Tensor], batch: ImageBatch, batch_idx: int) -> None:
         """Initialise the discriminator anew once it tells real from fake without effort.
 
