@@ -9,6 +9,9 @@ Columns:
 * ``paper``: ``configs/paper.yaml``.
 * ``default``: ``configs/default.yaml``. Names such as ``default-no-averaging`` are its ablations.
 
+With ``--model``, the columns are other detectors of the package with their defaults at 32 pixels, in batches of 64. For
+AnoGAN, whose search takes seconds an image, only the last epoch is scored, with 100 steps instead of 500.
+
 Every column trains on the same images in batches of 64 for 15 epochs. The figure is the AUROC after the last epoch;
 the best epoch on the test set is a column of its own, for comparison with papers that report it. Small budget: 6,400
 training normals, 2,000 normal and 2,000 abnormal test images, drawn by the seed. Full budget: everything.
@@ -16,7 +19,7 @@ training normals, 2,000 normal and 2,000 abnormal test images, drawn by the seed
 Each finished run is a file of its own, and a run that has one is not repeated, so the script can be stopped and started
 again.
 
-    python benchmarks/accuracy.py --data mnist --budget small --root ... [--columns ...] [--seeds 0 1 2] [--jobs 2]
+    python benchmarks/accuracy.py --data mnist --budget small --root ... [--seeds 0 1 2] [--columns ... | --model ...]
 """
 
 import argparse
@@ -38,13 +41,14 @@ import torch
 import yaml
 from anomalib.data import AnomalibDataset
 from anomalib.engine import Engine
+from anomalib.models import AnomalibModule
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from sklearn.metrics import roc_auc_score
 from torch.utils.data import DataLoader
 
 from benchmarks.official_ganomaly import OfficialGANomaly
 from benchmarks.report import mean_and_deviation
-from ganomaly_plugin import MNIST, ClassFolder, GANomaly
+from ganomaly_plugin import EGBAD, MNIST, VAE, AnoGAN, Autoencoder, ClassFolder, FAnoGAN, GANomaly, SkipGANomaly
 from ganomaly_plugin.data.datamodule import OneVsRestDataModule
 from ganomaly_plugin.models.components.scores import (
     latent_l1_score,
@@ -69,6 +73,16 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "default-bce": {"adversarial": "bce"},
 }
 """Columns of the default recipe: what each changes in it."""
+
+RIVALS: dict[str, tuple[type[AnomalibModule], dict[str, Any]]] = {
+    "ae": (Autoencoder, {}),
+    "vae": (VAE, {}),
+    "egbad": (EGBAD, {}),
+    "anogan": (AnoGAN, {"steps": 100}),
+    "f_anogan": (FAnoGAN, {}),
+    "skip_ganomaly": (SkipGANomaly, {}),
+}
+"""Columns of other detectors: the class, and what differs from its defaults."""
 
 COLUMNS = ("official", "paper", *OVERRIDES)
 
@@ -104,7 +118,7 @@ class Run(NamedTuple):
 
 
 def recipe(column: str) -> dict[str, Any]:
-    """Return the content of a column's configuration."""
+    """Return the content of a column's configuration; other detectors take over the default recipe's epochs."""
     name = column if column in {"official", "paper"} else "default"
     content: dict[str, Any] = yaml.safe_load((ROOT.parent / "configs" / f"{name}.yaml").read_text())
     return content
@@ -147,14 +161,17 @@ def auroc(labels: torch.Tensor, scores: torch.Tensor) -> float:
 
 
 class AurocPerEpoch(Callback):
-    """Scores the test images after each epoch, by every latent score that one training can serve."""
+    """Scores the test images after each epoch, GANomaly's by every latent score that one training can serve.
+
+    AnoGAN's are scored after the last epoch alone.
+    """
 
     def __init__(self) -> None:
         self.aurocs: dict[str, list[float]] = {}
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score after the epoch before, when the module's own hooks have run."""
-        if trainer.current_epoch > 0:
+        if trainer.current_epoch > 0 and not isinstance(pl_module, AnoGAN):
             self.score(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -166,28 +183,44 @@ class AurocPerEpoch(Callback):
         """Add one value to each score's list."""
         was_training = model.training
         model.eval()
-        codes, labels = [], []
-        for batch in trainer.datamodule.test_dataloader():
-            codes.append(model.model.latent_codes(model.pre_processor(batch.image.to(model.device))))
-            labels.append(batch.gt_label)
+        batches = [
+            (model.model.to_input(model.pre_processor(batch.image.to(model.device))), batch.gt_label)
+            for batch in trainer.datamodule.test_dataloader()
+        ]
+        if isinstance(model, GANomaly):
+            scores = latent_scores(model, [images for images, _ in batches])
+        else:
+            scores = {"own": torch.cat([model.model.infer(images).pred_score for images, _ in batches])}
         model.train(was_training)
-        latent, rebuilt = (torch.cat(part) for part in zip(*codes, strict=True))
-        scores = {
-            "latent_l1": latent_l1_score(latent, rebuilt),
-            "latent_l2": latent_l2_score(latent, rebuilt),
-            "latent_relative": latent_relative_score(latent, rebuilt),
-        }
-        if model.model.score == "latent_whitened":  # Otherwise the precision was not measured.
-            scores["latent_whitened"] = latent_whitened_score(latent, rebuilt, model.model.precision)
+        labels = torch.cat([labels for _, labels in batches])
         for name, values in scores.items():
-            self.aurocs.setdefault(name, []).append(auroc(torch.cat(labels), values))
+            self.aurocs.setdefault(name, []).append(auroc(labels, values))
+
+
+def latent_scores(model: GANomaly, batches: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return every latent score that the model can give, each over all batches."""
+    latent, rebuilt = (
+        torch.cat(part) for part in zip(*(model.model.latent_codes(batch) for batch in batches), strict=True)
+    )
+    scores = {
+        "latent_l1": latent_l1_score(latent, rebuilt),
+        "latent_l2": latent_l2_score(latent, rebuilt),
+        "latent_relative": latent_relative_score(latent, rebuilt),
+    }
+    if model.model.score == "latent_whitened":  # Otherwise the precision was not measured.
+        scores["latent_whitened"] = latent_whitened_score(latent, rebuilt, model.model.precision)
+    return scores
 
 
 def train_ours(run: Run, datamodule: Any, settings: dict[str, Any]) -> dict[str, Any]:
     """Train through anomalib's engine and return the AUROCs of each epoch."""
-    arguments = settings["model"]["init_args"] | OVERRIDES.get(run.column, {})
+    if run.column in RIVALS:
+        kind, changes = RIVALS[run.column]
+        arguments = {"image_size": SIZE, **changes}
+    else:
+        kind, arguments = GANomaly, settings["model"]["init_args"] | OVERRIDES.get(run.column, {})
     arguments["input_channels"] = DATASETS[run.data].channels
-    model = GANomaly(**arguments, visualizer=False)
+    model = kind(**arguments, visualizer=False)
     callback = AurocPerEpoch()
     with tempfile.TemporaryDirectory() as folder:
         engine = Engine(
@@ -201,7 +234,8 @@ def train_ours(run: Run, datamodule: Any, settings: dict[str, Any]) -> dict[str,
             enable_model_summary=False,
         )
         engine.fit(model, datamodule=datamodule)
-    return {"auroc": callback.aurocs[arguments["score"]], "scores": callback.aurocs, "model": arguments}
+    score = "own" if run.column in RIVALS else arguments["score"]
+    return {"auroc": callback.aurocs[score], "scores": callback.aurocs, "model": arguments}
 
 
 def train_official(run: Run, datamodule: Any, settings: dict[str, Any]) -> dict[str, Any]:
@@ -270,9 +304,14 @@ def last(aurocs: list[float]) -> float:
     return aurocs[-1]
 
 
+def best(aurocs: list[float]) -> float:
+    """Return the value of the best epoch, NaN where one alone was scored."""
+    return max(aurocs) if len(aurocs) > 1 else float("nan")
+
+
 def swing(aurocs: list[float]) -> float:
-    """Return the mean absolute change from epoch to epoch over the last epochs."""
-    return float(np.abs(np.diff(aurocs[-SWING_EPOCHS:])).mean())
+    """Return the mean absolute change from epoch to epoch over the last epochs, NaN where one alone was scored."""
+    return float(np.abs(np.diff(aurocs[-SWING_EPOCHS:])).mean()) if len(aurocs) > 1 else float("nan")
 
 
 def cell(values: np.ndarray) -> str:
@@ -283,7 +322,7 @@ def cell(values: np.ndarray) -> str:
 
 def table(records: list[dict[str, Any]]) -> str:
     """Lay out the last epoch of each class and column, then means, the best on the test set, and the swing."""
-    present = [column for column in COLUMNS if any(record["column"] == column for record in records)]
+    present = [column for column in (*COLUMNS, *RIVALS) if any(record["column"] == column for record in records)]
     classes = sorted({record["abnormal_class"] for record in records})
     lines = ["| abnormal class | " + " | ".join(present) + " |", "|---|" + "---|" * len(present)]
     values = {column: summarise(records, column, last) for column in present}
@@ -291,7 +330,7 @@ def table(records: list[dict[str, Any]]) -> str:
         lines.append(f"| {name} | " + " | ".join(cell(values[column][row]) for column in present) + " |")
     for label, pick in (
         ("**mean, last epoch**", last),
-        ("mean, best epoch on the test set", max),
+        ("mean, best epoch on the test set", best),
         (f"mean change between the last {SWING_EPOCHS} epochs", swing),
     ):
         cells = []
@@ -333,6 +372,7 @@ def main() -> None:
         "--root", type=Path, required=True, help="root of the datamodule: torchvision's, or the folders"
     )
     parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=["official", "paper", "default"])
+    parser.add_argument("--model", nargs="+", choices=RIVALS, help="other detectors, instead of GANomaly's columns")
     parser.add_argument("--classes", nargs="+", help="abnormal classes; the dataset's by default")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings at a time, one thread each")
@@ -343,7 +383,7 @@ def main() -> None:
     missing = [
         run
         for seed in arguments.seeds
-        for column in arguments.columns
+        for column in arguments.model or arguments.columns
         for name in classes
         if not (run := Run(arguments.data, arguments.budget, column, name, seed)).path(arguments.results).exists()
     ]

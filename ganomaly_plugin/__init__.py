@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from .models.ae import Autoencoder
     from .models.anogan import AnoGAN
     from .models.egbad import EGBAD
+    from .models.f_anogan import FAnoGAN
     from .models.ganomaly import GANomaly
+    from .models.skip_ganomaly import SkipGANomaly
     from .models.vae import VAE
 
 __all__ = [
@@ -27,10 +29,12 @@ __all__ = [
     "Autoencoder",
     "ClassFolder",
     "Digits",
+    "FAnoGAN",
     "FashionMNIST",
     "FullImages",
     "GANomaly",
     "Patches",
+    "SkipGANomaly",
 ]
 
 _MODULES = {
@@ -40,11 +44,13 @@ _MODULES = {
     "ClassFolder": "ganomaly_plugin.data.class_folder",
     "EGBAD": "ganomaly_plugin.models.egbad",
     "Digits": "ganomaly_plugin.data.digits",
+    "FAnoGAN": "ganomaly_plugin.models.f_anogan",
     "FashionMNIST": "ganomaly_plugin.data.mnist",
     "FullImages": "ganomaly_plugin.data.patches",
     "GANomaly": "ganomaly_plugin.models.ganomaly",
     "MNIST": "ganomaly_plugin.data.mnist",
     "Patches": "ganomaly_plugin.data.patches",
+    "SkipGANomaly": "ganomaly_plugin.models.skip_ganomaly",
     "VAE": "ganomaly_plugin.models.vae",
 }
 

@@ -185,17 +185,23 @@ class ModelTester:
         assert losses
         assert all(value.isfinite() for value in losses.values())
 
-    @pytest.fixture(scope="class", params=[1, 3], ids=["grey", "colour"])
-    def exported(
-        self, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, digits_folder: Path
-    ) -> Exported:
-        """A trained model, its predictions, and its exports by way of a checkpoint."""
+    @pytest.fixture(scope="class")
+    @classmethod
+    def exports(cls, tmp_path_factory: pytest.TempPathFactory, digits_folder: Path) -> dict[str, Exported]:
+        """A grey and a colour model, trained, with their predictions and their exports by way of a checkpoint."""
+        return {
+            name: cls.export(tmp_path_factory.mktemp(name), digits_folder, input_channels=channels)
+            for name, channels in (("grey", 1), ("colour", 3))
+        }
+
+    @classmethod
+    def export(cls, root: Path, digits_folder: Path, **kwargs: Any) -> Exported:
+        """Train a model and export it in every form."""
         from ganomaly_plugin.edge.detector import shared_core
 
-        root = tmp_path_factory.mktemp("exported")
         seed_everything(7)
         datamodule = build_datamodule(digits_folder)
-        model = self.build(input_channels=request.param, image_size=(28, 36))
+        model = cls().build(image_size=(28, 36), **kwargs)
         engine = build_engine(root)
         engine.fit(model, datamodule=datamodule)
         predictions = engine.predict(model, datamodule=datamodule)
@@ -209,6 +215,11 @@ class ModelTester:
             openvino_model=core.read_model(xml),
             compiled=core.compile_model(xml, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}),
         )
+
+    @pytest.fixture(params=["grey", "colour"])
+    def exported(self, request: pytest.FixtureRequest, exports: dict[str, Exported]) -> Exported:
+        """One of the exports."""
+        return exports[request.param]
 
     def test_exports_agree_with_the_engine(self, exported: Exported) -> None:
         """From the same files, which are larger than the model's images, every export gives what the engine gives."""

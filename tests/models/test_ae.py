@@ -36,7 +36,7 @@ def test_score_by_hand() -> None:
     [
         ({"image_size": 20}, "each side must be at least 28"),
         ({"latent_vec_size": 0}, "latent_vec_size is 0; it must be at least 1"),
-        ({"lr": 0.0}, "lr is 0.0; it must be"),
+        ({"lr": 0.0}, "lr is 0.0; the learning rate must be positive"),
         ({"input_channels": 2}, "choose 1 .grey. or 3 .colour."),
     ],
 )

@@ -81,8 +81,9 @@ def test_each_network_gets_its_own_gradient() -> None:
     [
         ({"image_size": 27}, "each side must be at least 28"),
         ({"score": "l2"}, "choose one of feature_matching, cross_entropy"),
-        ({"weight": 1.5}, "weight is 1.5; the discriminator's share of the score lies in"),
-        ({"lr": 0.0}, "lr is 0.0"),
+        ({"weight": 1.5}, "weight is 1.5; it is a share, which lies in"),
+        ({"lr": 0.0}, "lr is 0.0; the learning rate must be positive"),
+        ({"beta2": 1.0}, "beta2 is 1.0; Adam's decay rates lie in"),
     ],
 )
 def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:

@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.official_ganomaly import OfficialGANomaly
 from ganomaly_plugin import Digits
-from ganomaly_plugin.models.components import averaging, scores
-from ganomaly_plugin.models.ganomaly import GANomaly, lightning_model, loss
+from ganomaly_plugin.models.components import adversarial, averaging, scores
+from ganomaly_plugin.models.ganomaly import GANomaly, loss
 from tests.engine import build_engine
 
 from .model_tester import ModelTester
@@ -272,7 +272,7 @@ def test_gradient_accumulation_averages_the_batches() -> None:
 
 def test_collapsed_discriminator_is_drawn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Below the limit the weights are drawn anew; Adam's moments and running statistics stay."""
-    monkeypatch.setattr(lightning_model, "COLLAPSE_LOSS", float("inf"))
+    monkeypatch.setattr(adversarial, "COLLAPSE_LOSS", float("inf"))
     model = bare_model()
     with torch.no_grad():
         model.discriminator.classifier.weight.fill_(5)
@@ -331,7 +331,7 @@ def test_average_follows_then_remembers() -> None:
         ({"latent_vec_size": 0}, "latent_vec_size is 0"),
         ({"extra_layers": -1}, "extra_layers is -1"),
         ({"max_features": 8}, "max_features is 8; .* at least n_features, which is 64"),
-        ({"wadv": -1}, "wadv is -1; loss weights must be 0 or more"),
+        ({"wadv": -1}, "wadv is -1; it must be at least 0"),
         ({"wcon": float("nan")}, "wcon is nan"),
         ({"wenc": -0.5}, "wenc is -0.5"),
         ({"lr": 0}, "lr is 0"),

@@ -11,7 +11,7 @@ from anomalib.visualization import Visualizer
 from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 
 from ganomaly_plugin.models.components.detector import OneClassDetector, to_size
-from ganomaly_plugin.models.components.detector_model import check_at_least
+from ganomaly_plugin.models.components.detector_model import check_adam
 
 from .torch_model import AutoencoderModel
 
@@ -56,7 +56,7 @@ class Autoencoder(OneClassDetector, AnomalibModule):  # type: ignore[misc]  # tw
         visualizer: Visualizer | bool = True,
     ) -> None:
         image_size = size = to_size(image_size)  # Keeps the argument's name, by which checkpoints store it.
-        check_at_least(torch.finfo().tiny, lr=lr)
+        check_adam(lr)
         model = AutoencoderModel(size, input_channels, n_features, latent_vec_size, max_features, map_sigma)
         super().__init__(
             pre_processor=self.configure_pre_processor(size) if pre_processor is True else pre_processor,

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ganomaly_plugin.models.components.adversarial import RoutedGradients, discriminator_loss, generator_loss
 from ganomaly_plugin.models.components.detector import OneClassDetector, to_size
-from ganomaly_plugin.models.components.detector_model import check_at_least
+from ganomaly_plugin.models.components.detector_model import check_adam
 
 from .torch_model import AnoGANModel
 
@@ -29,7 +29,7 @@ class AnoGAN(RoutedGradients, OneClassDetector, AnomalibModule):
 
     An image is anomalous by how far the nearest image that the generator can make is from it, in pixels and in the
     discriminator's features. The search takes hundreds of passes forth and back, and so seconds an image; it cannot be
-    exported. EGBAD does without.
+    exported. f-AnoGAN does without.
 
     Logged per epoch: ``loss_discriminator`` and ``loss_generator`` in training, ``val_score`` and ``image_AUROC`` in
     validation. Validations before the last epoch search a tenth of the steps.
@@ -76,7 +76,7 @@ class AnoGAN(RoutedGradients, OneClassDetector, AnomalibModule):
         visualizer: Visualizer | bool = True,
     ) -> None:
         image_size = size = to_size(image_size)  # Keeps the argument's name, by which checkpoints store it.
-        check_at_least(torch.finfo().tiny, lr=lr)
+        check_adam(lr, beta1, beta2)
         model = AnoGANModel(size, input_channels, n_features, latent_vec_size, max_features, steps, weight, map_sigma)
         super().__init__(
             pre_processor=self.configure_pre_processor(size) if pre_processor is True else pre_processor,
@@ -144,6 +144,6 @@ class AnoGAN(RoutedGradients, OneClassDetector, AnomalibModule):
         del export_root, args, kwargs
         msg = (
             "AnoGAN cannot be exported: it searches for each image's code by gradient descent, which no static graph "
-            "holds. Train EGBAD, which encodes instead of searching, or GANomaly."
+            "holds. Train FAnoGAN (f_anogan), whose encoder takes the search's place."
         )
         raise ValueError(msg)

@@ -7,9 +7,10 @@ import torch
 from anomalib.data import InferenceBatch
 from torch import nn
 
-from ganomaly_plugin.models.components.averaging import power_average
 from ganomaly_plugin.models.components.dcgan import Decoder, Discriminator, initialise_weights
-from ganomaly_plugin.models.components.detector_model import DetectorModel, check_at_least
+from ganomaly_plugin.models.components.detector_model import check_at_least, check_share
+from ganomaly_plugin.models.components.gan_model import GANModel
+from ganomaly_plugin.models.components.scores import reconstruction_error
 
 LEARNING_RATES = ((0.0, 0.01), (0.4, 0.001), (0.6, 0.0005))
 """Adam's learning rate in the search from each share of the steps on, as in EGBAD's code of AnoGAN."""
@@ -40,7 +41,7 @@ class DCGAN(nn.Module):
         initialise_weights(self)
 
 
-class AnoGANModel(DetectorModel):
+class AnoGANModel(GANModel[DCGAN]):
     """A GAN of normal images, and the search for the code whose image is nearest to a given one.
 
     The search descends the score itself: ``(1 - weight)`` times the summed absolute difference of image and generated
@@ -77,19 +78,15 @@ class AnoGANModel(DetectorModel):
     ) -> None:
         super().__init__(image_size, input_channels, map_sigma)
         check_at_least(1, n_features=n_features, latent_vec_size=latent_vec_size, steps=steps)
-        if not 0 <= weight <= 1:
-            msg = f"weight is {weight}; the features' share of the score lies in [0, 1]."
-            raise ValueError(msg)
+        check_share(weight=weight)
         self.steps = steps
         self.weight = weight
         self.latent_vec_size = latent_vec_size
         self.track: Callable[[range], Iterable[int]] = iter
-        self.networks = DCGAN(image_size, input_channels, n_features, latent_vec_size, max_features)
         start = torch.randn(1, latent_vec_size, 1, 1, generator=torch.Generator().manual_seed(0))
         self.register_buffer("start", start)
         self.start: torch.Tensor
-        self.to(memory_format=torch.channels_last)
-        self.average = power_average(self.networks)
+        self.adopt(DCGAN(image_size, input_channels, n_features, latent_vec_size, max_features))
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | InferenceBatch:
         """Judge images and generated ones in training, search for images in evaluation.
@@ -113,35 +110,27 @@ class AnoGANModel(DetectorModel):
         """Score a batch as a whole, since the search costs hundreds of passes."""
         return self.infer(self.to_input(images))
 
-    def update_average(self) -> None:
-        """Let the average follow the networks; call after each optimiser step."""
-        self.average.update_parameters(self.networks)
-
     def rebuild(self, images: torch.Tensor) -> torch.Tensor:
         """Return the generated images nearest to images ``(B, input_channels, H, W)``."""
-        networks: DCGAN = self.average.module  # type: ignore[assignment]
-        nearest: torch.Tensor = networks.generator(self.search(images))
+        nearest: torch.Tensor = self.averaged.generator(self.search(images))
         return nearest
 
     def infer(self, images: torch.Tensor) -> InferenceBatch:
         """Search, and score images ``(B, input_channels, H, W)`` by what remains."""
-        networks: DCGAN = self.average.module  # type: ignore[assignment]
         latent = self.search(images)
         with torch.no_grad():
-            error = (images - networks.generator(latent)).abs().mean(1, keepdim=True) / 2
+            error = reconstruction_error(images, self.averaged.generator(latent))
             score = self.distance(images, self.features(images), latent)
             return InferenceBatch(pred_score=score, anomaly_map=self.smooth(error))
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Return the averaged discriminator's features ``(B, C, h, w)`` of images ``(B, input_channels, H, W)``."""
-        networks: DCGAN = self.average.module  # type: ignore[assignment]
-        features: torch.Tensor = networks.discriminator(images)[1]
+        features: torch.Tensor = self.averaged.discriminator(images)[1]
         return features
 
     def distance(self, images: torch.Tensor, features: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
         """Return the score ``(B,)`` of images with their :meth:`features` for codes ``(B, Z, 1, 1)``."""
-        networks: DCGAN = self.average.module  # type: ignore[assignment]
-        generated = networks.generator(latent)
+        generated = self.averaged.generator(latent)
         residual = (images - generated).abs().flatten(1).sum(1)
         discrimination = (features - self.features(generated)).abs().flatten(1).sum(1)
         return (1 - self.weight) * residual + self.weight * discrimination

@@ -7,6 +7,7 @@ Image sizes need not be powers of two: an odd side is floored on the way down, a
 it on the way up.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -67,6 +68,7 @@ class Encoder(nn.Module):
         extra_layers: Number of 3x3 convolutions after the first one.
         max_features: Upper bound on the channels of any layer, ``None`` for no bound.
         add_final_conv_layer: If ``False``, the latent code is the last feature map itself.
+        normalisation: Builds what follows the inner convolutions from their number of channels.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Encoder(nn.Module):
         extra_layers: int = 0,
         max_features: int | None = None,
         add_final_conv_layer: bool = True,
+        normalisation: Callable[[int], nn.Module] = nn.BatchNorm2d,
     ) -> None:
         super().__init__()
         sizes = pyramid_sizes(image_size)[1:]
@@ -89,13 +92,13 @@ class Encoder(nn.Module):
         for _ in range(extra_layers):
             layers += [
                 nn.Conv2d(widths[0], widths[0], 3, padding=1, bias=False),
-                nn.BatchNorm2d(widths[0]),
+                normalisation(widths[0]),
                 nn.LeakyReLU(0.2, inplace=True),
             ]
         for width_in, width_out in pairwise(widths):
             layers += [
                 nn.Conv2d(width_in, width_out, 4, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(width_out),
+                normalisation(width_out),
                 nn.LeakyReLU(0.2, inplace=True),
             ]
         self.features = nn.Sequential(*layers)
@@ -194,6 +197,7 @@ class Discriminator(nn.Module):
         n_features: Channels after the first convolution.
         extra_layers: Number of 3x3 convolutions after the first one.
         max_features: Upper bound on the channels of any layer, ``None`` for no bound.
+        normalisation: Builds what follows the inner convolutions from their number of channels.
     """
 
     def __init__(
@@ -203,9 +207,12 @@ class Discriminator(nn.Module):
         n_features: int,
         extra_layers: int = 0,
         max_features: int | None = None,
+        normalisation: Callable[[int], nn.Module] = nn.BatchNorm2d,
     ) -> None:
         super().__init__()
-        encoder = Encoder(image_size, input_channels, n_features, 1, extra_layers, max_features)
+        encoder = Encoder(
+            image_size, input_channels, n_features, 1, extra_layers, max_features, normalisation=normalisation
+        )
         self.features = encoder.features
         self.classifier = encoder.to_latent
 

@@ -8,7 +8,6 @@ from anomalib.data import InferenceBatch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 
-from ganomaly_plugin.models.components.averaging import power_average
 from ganomaly_plugin.models.components.dcgan import (
     Decoder,
     Encoder,
@@ -16,7 +15,9 @@ from ganomaly_plugin.models.components.dcgan import (
     pyramid_sizes,
     pyramid_widths,
 )
-from ganomaly_plugin.models.components.detector_model import DetectorModel, check_at_least
+from ganomaly_plugin.models.components.detector_model import check_at_least, check_share
+from ganomaly_plugin.models.components.gan_model import GANModel
+from ganomaly_plugin.models.components.scores import reconstruction_error
 
 Score = Literal["feature_matching", "cross_entropy"]
 SCORES: tuple[str, ...] = get_args(Score)
@@ -98,7 +99,7 @@ class BiGAN(nn.Module):
         initialise_weights(self)
 
 
-class EGBADModel(DetectorModel):
+class EGBADModel(GANModel[BiGAN]):
     """A bidirectional GAN with its anomaly score and map.
 
     The score is ``(1 - weight)`` times the summed absolute reconstruction error plus ``weight`` times either the summed
@@ -133,18 +134,14 @@ class EGBADModel(DetectorModel):
     ) -> None:
         super().__init__(image_size, input_channels, map_sigma)
         check_at_least(1, n_features=n_features, latent_vec_size=latent_vec_size)
+        check_share(weight=weight)
         if score not in SCORES:
             msg = f"score is {score!r}; choose one of {', '.join(SCORES)}."
-            raise ValueError(msg)
-        if not 0 <= weight <= 1:
-            msg = f"weight is {weight}; the discriminator's share of the score lies in [0, 1]."
             raise ValueError(msg)
         self.score = score
         self.weight = weight
         self.latent_vec_size = latent_vec_size
-        self.networks = BiGAN(image_size, input_channels, n_features, latent_vec_size, max_features)
-        self.to(memory_format=torch.channels_last)
-        self.average = power_average(self.networks)
+        self.adopt(BiGAN(image_size, input_channels, n_features, latent_vec_size, max_features))
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | InferenceBatch:
         """Judge true pairs and generated ones in training, score images in evaluation.
@@ -165,27 +162,23 @@ class EGBADModel(DetectorModel):
         generated_logits, _ = networks.discriminator(networks.generator(latent), latent)
         return true_logits, generated_logits
 
-    def update_average(self) -> None:
-        """Let the average follow the networks; call after each optimiser step."""
-        self.average.update_parameters(self.networks)
-
     def rebuild(self, images: torch.Tensor) -> torch.Tensor:
         """Return what the generator makes of the encodings of images ``(B, input_channels, H, W)``."""
-        networks: BiGAN = self.average.module  # type: ignore[assignment]
-        reconstructions: torch.Tensor = networks.generator(networks.encoder(images))
+        reconstructions: torch.Tensor = self.averaged.generator(self.averaged.encoder(images))
         return reconstructions
 
     def infer(self, images: torch.Tensor) -> InferenceBatch:
         """Score images ``(B, input_channels, H, W)`` by the averaged networks."""
-        networks: BiGAN = self.average.module  # type: ignore[assignment]
+        networks = self.averaged
         latent = networks.encoder(images)
         reconstructions = networks.generator(latent)
-        difference = (images - reconstructions).abs()
+        residual = (images - reconstructions).abs().flatten(1).sum(1)
         logits, features = networks.discriminator(images, latent)
         if self.score == "feature_matching":
             _, rebuilt_features = networks.discriminator(reconstructions, latent)
             second = (features - rebuilt_features).abs().sum(1)
         else:
             second = F.softplus(-logits)
-        score = (1 - self.weight) * difference.flatten(1).sum(1) + self.weight * second
-        return InferenceBatch(pred_score=score, anomaly_map=self.smooth(difference.mean(1, keepdim=True) / 2))
+        score = (1 - self.weight) * residual + self.weight * second
+        error = reconstruction_error(images, reconstructions)
+        return InferenceBatch(pred_score=score, anomaly_map=self.smooth(error))

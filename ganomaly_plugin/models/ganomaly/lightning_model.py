@@ -14,9 +14,10 @@ from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from ganomaly_plugin.models.components.adversarial import RoutedGradients
+from ganomaly_plugin.models.components.adversarial import DiscriminatorRestart, RoutedGradients
 from ganomaly_plugin.models.components.dcgan import Discriminator, initialise_weights
 from ganomaly_plugin.models.components.detector import OneClassDetector, to_size
+from ganomaly_plugin.models.components.detector_model import check_adam, check_at_least
 from ganomaly_plugin.models.components.scores import whitening_precision
 
 from .loss import (
@@ -32,11 +33,8 @@ from .torch_model import GANomalyModel, Score
 
 logger = logging.getLogger(__name__)
 
-COLLAPSE_LOSS = 1e-5
-"""Discriminator loss below which the discriminator is initialised anew, as GANomaly's code does."""
 
-
-class GANomaly(RoutedGradients, OneClassDetector, AnomalibModule):  # type: ignore[misc]  # two of Lightning's bases differ
+class GANomaly(DiscriminatorRestart, RoutedGradients, OneClassDetector, AnomalibModule):  # type: ignore[misc]  # two of Lightning's bases differ
     """GANomaly (Akcay, Atapour-Abarghouei, Breckon, ACCV 2018).
 
     A generator encodes an image, rebuilds it from the code and encodes it again; trained on normal images only, its two
@@ -125,7 +123,11 @@ class GANomaly(RoutedGradients, OneClassDetector, AnomalibModule):  # type: igno
     ) -> None:
         # Keeps the argument's name, by which checkpoints store it.
         image_size = size = to_size(image_size)
-        _check_training_arguments(wadv, wcon, wenc, lr, beta1, beta2, adversarial)
+        check_at_least(0, wadv=wadv, wcon=wcon, wenc=wenc)
+        check_adam(lr, beta1, beta2)
+        if adversarial not in ADVERSARIAL_FORMS:
+            msg = f"adversarial is {adversarial!r}; choose one of {', '.join(ADVERSARIAL_FORMS)}."
+            raise ValueError(msg)
         model = GANomalyModel(
             size,
             input_channels,
@@ -197,23 +199,6 @@ class GANomaly(RoutedGradients, OneClassDetector, AnomalibModule):  # type: igno
             "discriminator_loss": losses["loss_discriminator"].detach(),
         }
 
-    def on_train_batch_end(self, outputs: dict[str, torch.Tensor], batch: ImageBatch, batch_idx: int) -> None:
-        """Initialise the discriminator anew once it tells real from fake without effort.
-
-        Weights and batch-norm parameters are drawn anew; Adam's moments and running statistics stay, as in GANomaly's
-        code.
-        """
-        del batch
-        if not self.looks_at_losses(batch_idx):
-            return
-        loss = self.trainer.strategy.reduce(outputs["discriminator_loss"], reduce_op="mean")
-        if loss < COLLAPSE_LOSS:
-            logger.info("Discriminator loss %.1e in epoch %d: weights drawn anew.", loss, self.current_epoch)
-            # The same draw on every process, and no change of the random numbers that follow.
-            with torch.random.fork_rng(), torch.no_grad():
-                torch.manual_seed(self.global_step)
-                initialise_weights(self.discriminator)
-
     def on_validation_start(self) -> None:
         """Measure the training images' latent differences, if the score is in their units."""
         if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
@@ -258,23 +243,3 @@ class GANomaly(RoutedGradients, OneClassDetector, AnomalibModule):  # type: igno
                 "knows nothing to whiten with. Build the model as it was trained."
             )
             raise ValueError(msg)
-
-
-def _check_training_arguments(
-    wadv: float, wcon: float, wenc: float, lr: float, beta1: float, beta2: float, adversarial: str
-) -> None:
-    """Refuse what cannot be trained with."""
-    for name, value in (("wadv", wadv), ("wcon", wcon), ("wenc", wenc)):
-        if not value >= 0:
-            msg = f"{name} is {value}; loss weights must be 0 or more."
-            raise ValueError(msg)
-    if not lr > 0:
-        msg = f"lr is {lr}; the learning rate must be positive (GANomaly's is 0.0002)."
-        raise ValueError(msg)
-    for name, value in (("beta1", beta1), ("beta2", beta2)):
-        if not 0 <= value < 1:
-            msg = f"{name} is {value}; Adam's decay rates lie in [0, 1)."
-            raise ValueError(msg)
-    if adversarial not in ADVERSARIAL_FORMS:
-        msg = f"adversarial is {adversarial!r}; choose one of {', '.join(ADVERSARIAL_FORMS)}."
-        raise ValueError(msg)

@@ -10,7 +10,7 @@ from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 
 from ganomaly_plugin.models.components.detector import OneClassDetector, to_size
-from ganomaly_plugin.models.components.detector_model import check_at_least
+from ganomaly_plugin.models.components.detector_model import check_adam
 
 from .loss import gaussian_nll, kl_divergence
 from .torch_model import VAEModel
@@ -62,7 +62,7 @@ class VAE(OneClassDetector, AnomalibModule):  # type: ignore[misc]  # two of Lig
         visualizer: Visualizer | bool = True,
     ) -> None:
         image_size = size = to_size(image_size)  # Keeps the argument's name, by which checkpoints store it.
-        check_at_least(torch.finfo().tiny, lr=lr)
+        check_adam(lr)
         model = VAEModel(
             size,
             input_channels,

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses of a Wasserstein GAN with gradient penalty (Gulrajani et al., 2017)."""
+
+from collections.abc import Callable
+
+import torch
+
+
+def critic_loss(real: torch.Tensor, generated: torch.Tensor) -> torch.Tensor:
+    """Mean verdict on generated images ``(B,)`` less that on real ones ``(B,)``."""
+    return generated.mean() - real.mean()
+
+
+def generator_loss(generated: torch.Tensor) -> torch.Tensor:
+    """Negative mean verdict on generated images ``(B,)``."""
+    return -generated.mean()
+
+
+def gradient_penalty(critic: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+    """Mean squared difference to 1 of the norms of the critic's gradients, differentiable in the critic's weights.
+
+    Args:
+        critic: Maps images to verdicts ``(B,)``, each image by itself.
+        images: Where to take the gradients, between real and generated images: ``(B, C, H, W)``.
+    """
+    images = images.detach().requires_grad_()
+    (gradients,) = torch.autograd.grad(critic(images).sum(), images, create_graph=True)
+    return (gradients.flatten(1).norm(dim=1) - 1).square().mean()
