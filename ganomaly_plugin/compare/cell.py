@@ -41,24 +41,55 @@ GALLERY_SIZE = 96
 PACKAGES = ("anomalib", "ganomaly-plugin", "lightning", "torch")
 
 
-def build(cell: Cell) -> tuple[AnomalibModule, AnomalibDataModule]:
-    """Build the model and the datamodule of a cell, as anomalib's command line does from the same keys.
+def build_model(cell: Cell) -> AnomalibModule:
+    """Build the model of a cell, as anomalib's command line does from the same keys.
 
     Raises:
         ValueError: If a class or an argument does not exist, or a value is refused; the message names the cell.
     """
+    model: AnomalibModule = _build(cell, "model", AnomalibModule, cell.model_config, {"visualizer": False})
+    return model
+
+
+def build_datamodule(cell: Cell) -> AnomalibDataModule:
+    """Build the datamodule of a cell, as anomalib's command line does from the same keys.
+
+    Raises:
+        ValueError: If a class or an argument does not exist, or a value is refused; the message names the cell.
+    """
+    datamodule: AnomalibDataModule = _build(cell, "data", AnomalibDataModule, cell.data_config, {"seed": cell.seed})
+    return datamodule
+
+
+def _build(cell: Cell, key: str, base: type, config: dict[str, Any], defaults: dict[str, Any]) -> Any:
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--model", type=AnomalibModule, required=True)
-    parser.add_argument("--data", type=AnomalibDataModule, required=True)
-    model, data = deepcopy(cell.model_config), deepcopy(cell.data_config)  # The parser changes what it is given.
-    model["init_args"] = {"visualizer": False} | model["init_args"]
-    data["init_args"] = {"seed": cell.seed} | data["init_args"]
+    parser.add_argument(f"--{key}", type=base, required=True)
+    config = deepcopy(config)  # The parser changes what it is given.
+    config["init_args"] = defaults | config["init_args"]
     try:
-        built = parser.instantiate_classes(parser.parse_object({"model": model, "data": data}))
+        return parser.instantiate_classes(parser.parse_object({key: config}))[key]
     except Exception as error:
         msg = f"{cell.title}: {' '.join(str(error).split())}"
         raise ValueError(msg) from error
-    return built.model, built.data
+
+
+def build_engine(root: str, callback: Callback, trainer: dict[str, Any]) -> Engine:
+    """Build an engine for one quiet training.
+
+    Args:
+        root: Where it keeps its checkpoints.
+        callback: Who watches.
+        trainer: Further arguments of the trainer.
+    """
+    return Engine(
+        default_root_dir=root,
+        callbacks=[callback],
+        devices=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **trainer,
+    )
 
 
 def check_data(cell: Cell, datamodule: AnomalibDataModule) -> None:
@@ -86,18 +117,10 @@ def run(cell: Cell, folder: Path) -> None:
     ``result.json``, ``scores.npz`` and ``gallery.npz``; of a timed cell its exports and ``model.ckpt`` as well.
     """
     seed_everything(cell.seed, workers=True, verbose=False)
-    model, datamodule = build(cell)
+    model, datamodule = build_model(cell), build_datamodule(cell)
     recorder = Recorder()
     with tempfile.TemporaryDirectory() as checkpoints:
-        engine = Engine(
-            default_root_dir=checkpoints,
-            callbacks=[recorder],
-            devices=1,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            **cell.trainer,
-        )
+        engine = build_engine(checkpoints, recorder, cell.trainer)
         start = time.perf_counter()
         engine.fit(model, datamodule=datamodule)
         fit_seconds = time.perf_counter() - start

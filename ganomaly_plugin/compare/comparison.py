@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ganomaly_plugin.compare import timing
-from ganomaly_plugin.compare.cell import build, check_data
+from ganomaly_plugin.compare.cell import build_datamodule, build_model, check_data
 from ganomaly_plugin.compare.estimate import estimate_seconds
 from ganomaly_plugin.compare.grid import Cell, Grid, read_grid
 from ganomaly_plugin.compare.report import TimedExport, write_report
@@ -89,9 +89,9 @@ def load(config: str | Path | dict[str, Any]) -> Grid:
         section = config
     grid = read_grid(section)
     for cell in {cell.model: cell for cell in reversed(grid.cells)}.values():
-        build(cell)
+        build_model(cell)
     for cell in {(cell.dataset, cell.category): cell for cell in reversed(grid.cells)}.values():
-        check_data(cell, build(cell)[1])
+        check_data(cell, build_datamodule(cell))
     return grid
 
 

@@ -7,10 +7,9 @@ import time
 import warnings
 from typing import Any
 
-from anomalib.engine import Engine
 from lightning.pytorch import Callback
 
-from ganomaly_plugin.compare.cell import build
+from ganomaly_plugin.compare.cell import build_datamodule, build_engine, build_model
 from ganomaly_plugin.compare.grid import Cell
 
 BATCHES = 3
@@ -46,19 +45,11 @@ def estimate_seconds(cell: Cell) -> float:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("anomalib").setLevel(logging.ERROR)
-    model, datamodule = build(cell)
+    model, datamodule = build_model(cell), build_datamodule(cell)
     watch = _Watch()
     limits = {"limit_train_batches": BATCHES, "limit_val_batches": 1, "limit_test_batches": BATCHES}
     with tempfile.TemporaryDirectory() as folder:
-        engine = Engine(
-            default_root_dir=folder,
-            callbacks=[watch],
-            devices=1,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            **cell.trainer | limits | {"max_epochs": 1},
-        )
+        engine = build_engine(folder, watch, cell.trainer | limits | {"max_epochs": 1})
         engine.fit(model, datamodule=datamodule)
         engine.test(model, datamodule=datamodule, verbose=False)
     own_epochs = (model.trainer_arguments or {}).get("max_epochs")

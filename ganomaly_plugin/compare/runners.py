@@ -32,24 +32,21 @@ def run_locally(cells: Sequence[Cell], folder: Path, jobs: int, gpus: Sequence[s
         gpus: Names of the accelerators, each for one process at a time; ``jobs`` should be their number.
     """
     places: SimpleQueue[dict[str, str]] = SimpleQueue()
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    threads = _threads(jobs)
     for number in range(jobs):
-        place = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-        places.put(place | ({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}))
+        places.put({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {})
     running: set[subprocess.Popen[bytes]] = set()
 
     def run(cell: Cell) -> str:
         place = places.get()
         target = folder / cell.path
         unfinished = _fresh_folder(target.with_name(f"{target.name}.unfinished"), cell)
-        process = _start(unfinished, place)
+        process = _start(unfinished, threads, place)
         running.add(process)
         status = process.wait()
         running.discard(process)
         places.put(place)
-        shutil.rmtree(target, ignore_errors=True)
-        unfinished.replace(target)
-        return "" if status == 0 else _reason(target, status)
+        return _finish(unfinished, target, status)
 
     with ThreadPoolExecutor(jobs) as pool:
         futures = {pool.submit(run, cell): cell for cell in cells}
@@ -86,7 +83,7 @@ def run_on_ray(
         raise ModuleNotFoundError(msg) from error
 
     ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = _threads(jobs)
     task: Any = ray.remote(num_cpus=threads, num_gpus=int(gpu), max_calls=1, max_retries=RETRIES)(_run_for_ray)
     pending = {task.remote(cell.to_json(), threads): cell for cell in cells}
     while pending:
@@ -104,22 +101,26 @@ def run_on_ray(
                 path = unfinished / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
-        shutil.rmtree(target, ignore_errors=True)
-        unfinished.replace(target)
-        yield cell, "" if status == 0 else _reason(target, status)
+        yield cell, _finish(unfinished, target, status)
 
 
 def _run_for_ray(text: str, threads: int) -> tuple[int, dict[str, bytes]]:
     """Run one cell in a process below a worker, and return its status and the files that it left."""
     with tempfile.TemporaryDirectory() as name:
         folder = _fresh_folder(Path(name) / "cell", Cell.from_json(text))
-        status = _start(folder, {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}).wait()
+        status = _start(folder, threads, {}).wait()
         files = (path for path in folder.rglob("*") if path.is_file())
         return status, {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def _start(folder: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+def _threads(jobs: int) -> int:
+    """Divide this machine's cores."""
+    return max(1, (os.cpu_count() or 1) // jobs)
+
+
+def _start(folder: Path, threads: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     """Start a cell's process, which ends when its standard input does, and so when this process is gone."""
+    environment = environment | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     command = [sys.executable, "-m", "ganomaly_plugin.compare.cell", str(folder)]
     with (folder / LOG).open("wb") as log:
         return subprocess.Popen(
@@ -135,8 +136,12 @@ def _fresh_folder(folder: Path, cell: Cell) -> Path:
     return folder
 
 
-def _reason(folder: Path, status: int) -> str:
-    """Say why a cell failed: its own words, or the signal that ended it."""
+def _finish(unfinished: Path, folder: Path, status: int) -> str:
+    """Give a cell's folder its name, and say why the cell failed, by its own words or the signal that ended it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.replace(folder)
+    if status == 0:
+        return ""
     failure = folder / FAILURE
     if failure.exists():
         return failure.read_text().strip()

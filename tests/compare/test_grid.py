@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ganomaly_plugin.compare.cell import build
+from ganomaly_plugin.compare.cell import build_model
 from ganomaly_plugin.compare.comparison import load
 from ganomaly_plugin.compare.grid import Cell, read_grid
 
@@ -116,5 +116,5 @@ def test_building_leaves_the_cells_alone() -> None:
     model = {"class_path": "Ganomaly", "init_args": {"pre_processor": pre_processor}}
     (cell,) = read_grid({"model": model, "data": {"class_path": "digits"}}).cells
     written = cell.to_json()
-    build(cell)
+    build_model(cell)
     assert cell.to_json() == written
