@@ -59,10 +59,13 @@ class InMemoryDataset(AnomalibDataset):
         rows = self.samples.iloc[indices]
         # NumPy divides this little in less time than PyTorch needs to wake its threads.
         pixels = torch.from_numpy(self.images[rows.position.to_numpy()].astype(np.float32) * np.float32(1 / 255))
-        images: Any = pixels.unsqueeze(1).expand(-1, 3, -1, -1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
-        if isinstance(self.augmentations, Resize):  # The same for every image, so one call serves them all.
+        images: Any = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
+        if isinstance(
+            self.augmentations, Resize
+        ):  # The same for every image, and for the three channels of a grey one.
             images = self.augmentations(images)
-        elif self.augmentations:
+        images = images.expand(-1, 3, -1, -1)
+        if self.augmentations and not isinstance(self.augmentations, Resize):
             images = [self.augmentations(image) for image in images]
         labels = torch.from_numpy(rows.label_index.to_numpy(dtype=bool))
         fields = zip(images, labels, rows.image_path, rows.mask_path, strict=True)
