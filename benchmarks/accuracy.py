@@ -40,12 +40,12 @@ import numpy as np
 import torch
 import yaml
 from anomalib.data import AnomalibDataset
-from anomalib.engine import Engine
 from anomalib.models import AnomalibModule
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from sklearn.metrics import roc_auc_score
 from torch.utils.data import DataLoader
 
+from benchmarks.engine import build_engine
 from benchmarks.official_ganomaly import OfficialGANomaly
 from benchmarks.report import mean_and_deviation
 from ganomaly_plugin import EGBAD, MNIST, VAE, AnoGAN, Autoencoder, ClassFolder, FAnoGAN, GANomaly, SkipGANomaly
@@ -223,16 +223,7 @@ def train_ours(run: Run, datamodule: Any, settings: dict[str, Any]) -> dict[str,
     model = kind(**arguments, visualizer=False)
     callback = AurocPerEpoch()
     with tempfile.TemporaryDirectory() as folder:
-        engine = Engine(
-            max_epochs=settings["trainer"]["max_epochs"],
-            accelerator="auto",
-            devices=1,
-            callbacks=[callback],
-            default_root_dir=folder,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+        engine = build_engine(folder, settings["trainer"]["max_epochs"], accelerator="auto", callbacks=[callback])
         engine.fit(model, datamodule=datamodule)
     score = "own" if run.column in RIVALS else arguments["score"]
     return {"auroc": callback.aurocs[score], "scores": callback.aurocs, "model": arguments}

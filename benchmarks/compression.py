@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import yaml
 from anomalib.deploy import CompressionType
-from anomalib.engine import Engine
 from lightning import seed_everything
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.accuracy import Run, build_datamodule
+from benchmarks.engine import build_engine
 from ganomaly_plugin import Digits, GANomaly
 from ganomaly_plugin.edge import Detector
 
@@ -36,13 +36,7 @@ def train(datamodule: Any, config: str, folder: Path) -> GANomaly:
     """Train as the configuration says."""
     settings = yaml.safe_load((ROOT.parent / "configs" / config).read_text())
     model = GANomaly(**settings["model"]["init_args"] | {"input_channels": 1}, visualizer=False)
-    engine = Engine(
-        max_epochs=settings["trainer"]["max_epochs"],
-        accelerator="cpu",
-        default_root_dir=folder,
-        logger=False,
-        enable_model_summary=False,
-    )
+    engine = build_engine(folder, settings["trainer"]["max_epochs"], enable_progress_bar=True)
     engine.fit(model, datamodule=datamodule)
     return model
 

@@ -48,10 +48,10 @@ def build(model: str) -> Any:
 def run(model_name: str, abnormal_class: int, seed: int, threads: int) -> dict[str, Any]:
     """Train one model on one split and return its record."""
     import torch
-    from anomalib.engine import Engine
     from lightning.pytorch import seed_everything
     from sklearn.metrics import roc_auc_score
 
+    from benchmarks.engine import build_engine
     from ganomaly_plugin import Digits
 
     warnings.filterwarnings("ignore")
@@ -62,13 +62,7 @@ def run(model_name: str, abnormal_class: int, seed: int, threads: int) -> dict[s
     with tempfile.TemporaryDirectory() as root:
         datamodule = Digits(root=Path(root) / "digits", **data)
         model = build(model_name)
-        engine = Engine(
-            max_epochs=RECIPE["trainer"]["max_epochs"],
-            accelerator="cpu",
-            default_root_dir=root,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+        engine = build_engine(root, RECIPE["trainer"]["max_epochs"])
         start = time.perf_counter()
         engine.fit(model, datamodule=datamodule)
         seconds = time.perf_counter() - start

@@ -53,20 +53,15 @@ def build_datamodule(name: str, data: Path, seed: int) -> Any:
 
 def run(name: str, data: Path, seed: int, epochs: int) -> dict[str, Any]:
     """Train and test once."""
-    from anomalib.engine import Engine
     from lightning.pytorch import seed_everything
 
+    from benchmarks.engine import build_engine
     from ganomaly_plugin import GANomaly
 
     seed_everything(seed, verbose=False)
     with tempfile.TemporaryDirectory() as root:
         model = GANomaly(image_size=64, input_channels=1, visualizer=False)
-        engine = Engine(
-            max_epochs=epochs,
-            accelerator="cpu",
-            default_root_dir=root,
-            enable_model_summary=False,
-        )
+        engine = build_engine(root, epochs, enable_progress_bar=True)
         datamodule = build_datamodule(name, data, seed)
         start = time.perf_counter()
         engine.fit(model, datamodule=datamodule)

@@ -27,10 +27,10 @@ import numpy as np
 import openvino
 import torch
 from anomalib.deploy import CompressionType
-from anomalib.engine import Engine
 from anomalib.models import Ganomaly
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.engine import build_engine
 from ganomaly_plugin import Digits, GANomaly
 from ganomaly_plugin.edge.detector import shared_core
 
@@ -70,16 +70,7 @@ def cold_start(code: str, folder: Path) -> dict[str, float]:
 def train_shortly(model: Any, folder: Path) -> Digits:
     """Train a few steps, so that thresholds and statistics exist, and return the digits."""
     datamodule = Digits(folder / "digits", 8)
-    engine = Engine(
-        max_epochs=1,
-        limit_train_batches=3,
-        limit_val_batches=2,
-        accelerator="cpu",
-        default_root_dir=folder,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    engine = build_engine(folder, 1, limit_train_batches=3, limit_val_batches=2)
     engine.fit(model, datamodule=datamodule)
     return datamodule
 

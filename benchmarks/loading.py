@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 import yaml
-from anomalib.engine import Engine
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from benchmarks.engine import build_engine
 from ganomaly_plugin import MNIST, GANomaly
 
 ROOT = Path(__file__).parent
@@ -50,16 +50,7 @@ def measure(config: str, root: Path, n_images: int) -> dict[str, Any]:
     datamodule: Any = MNIST(root, abnormal_class=2, val_split_mode="none")
     watch = EpochSeconds()
     with tempfile.TemporaryDirectory() as folder:
-        engine = Engine(
-            max_epochs=2,
-            limit_train_batches=n_images // datamodule.train_batch_size,
-            accelerator="cpu",
-            callbacks=[watch],
-            default_root_dir=folder,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+        engine = build_engine(folder, 2, limit_train_batches=n_images // datamodule.train_batch_size, callbacks=[watch])
         engine.fit(model, datamodule=datamodule)
     start = time.perf_counter()
     for index, _ in enumerate(datamodule.train_dataloader(), start=1):

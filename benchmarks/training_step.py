@@ -153,9 +153,9 @@ def time_steps(size: int, rounds: int, n_steps: int) -> dict[str, dict[str, floa
 
 def time_epoch(model: Any) -> float:
     """Return the seconds of the second epoch over the digits, data loading, logging and validation included."""
-    from anomalib.engine import Engine
     from lightning.pytorch import Callback
 
+    from benchmarks.engine import build_engine
     from ganomaly_plugin import Digits
 
     starts: list[float] = []
@@ -167,14 +167,7 @@ def time_epoch(model: Any) -> float:
             starts.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as root:
-        engine = Engine(
-            max_epochs=3,
-            accelerator="cpu",
-            callbacks=[Epochs()],
-            default_root_dir=root,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+        engine = build_engine(root, 3, callbacks=[Epochs()], logger=True)
         engine.fit(model, datamodule=Digits(root=Path(root) / "digits", train_batch_size=BATCH_SIZE))
     return starts[2] - starts[1]
 
