@@ -31,7 +31,7 @@ class EGBAD(RoutedGradients, OneClassDetector, AnomalibModule):  # type: ignore[
     Args:
         n_features: Channels after the first convolution.
         latent_vec_size: Length of the latent code.
-        lr: Learning rate of Adam. The authors train 100 epochs with 1e-5.
+        lr: Learning rate of Adam. The authors take 1e-5 and 100 epochs; this one serves trainings of minutes.
         beta1: Adam's decay rate of the first moment.
         beta2: Adam's decay rate of the second moment.
         image_size: Size in pixels that images are resized to: one side of a square, or height and width; at least 28.
@@ -55,7 +55,7 @@ class EGBAD(RoutedGradients, OneClassDetector, AnomalibModule):  # type: ignore[
         self,
         n_features: int = 32,
         latent_vec_size: int = 200,
-        lr: float = 0.0002,
+        lr: float = 0.001,
         beta1: float = 0.5,
         beta2: float = 0.999,
         image_size: int | tuple[int, int] = 64,

@@ -27,7 +27,7 @@ class FAnoGAN(RoutedGradients, OneClassDetector, AnomalibModule):  # type: ignor
     """f-AnoGAN (Schlegl et al., 2019): a Wasserstein GAN of normal images, and an encoder that inverts it.
 
     Where AnoGAN searches for the code whose generated image is nearest, an encoder has learnt to name it. One training
-    has two phases: first the GAN, whose critic takes several steps for each of the generator; then the encoder, with
+    has two phases: first the GAN, whose critic may take several steps for each of the generator; then the encoder, with
     both networks fixed (the paper's "izi_f"). A training that stops in between resumes in its phase. DCGAN blocks take
     the place of the authors' residual ones, so that any size works and a CPU can train it.
 
@@ -37,14 +37,15 @@ class FAnoGAN(RoutedGradients, OneClassDetector, AnomalibModule):  # type: ignor
     Args:
         n_features: Channels after the first convolution.
         latent_vec_size: Length of the latent code.
-        lr: Learning rate of Adam. The authors take 1e-4, and RMSprop with 5e-5 for the encoder.
+        lr: Learning rate of Adam. The authors take 1e-4, and RMSprop with 5e-5 for the encoder; this one serves
+            trainings of minutes.
         beta1: Adam's decay rate of the first moment.
         beta2: Adam's decay rate of the second moment.
         image_size: Size in pixels that images are resized to: one side of a square, or height and width; at least 28.
         input_channels: 3 for colour; 1 turns images grey inside the model.
         max_features: Upper bound on the channels of any layer, ``None`` for unbounded doubling.
         gan_share: Share of the training that the GAN gets, in [0, 1]; the encoder gets the rest.
-        critic_steps: Steps of the critic for one of the generator.
+        critic_steps: Steps of the critic for one of the generator. The authors take 5, which a short training cannot spare.
         penalty: Weight of the gradient penalty.
         kappa: Weight of the critic's features in the encoder's loss and in the score.
         map_sigma: Standard deviation in pixels of the Gaussian that smooths the anomaly map.
@@ -66,14 +67,14 @@ class FAnoGAN(RoutedGradients, OneClassDetector, AnomalibModule):  # type: ignor
         self,
         n_features: int = 32,
         latent_vec_size: int = 128,
-        lr: float = 0.0002,
+        lr: float = 0.001,
         beta1: float = 0.0,
         beta2: float = 0.9,
         image_size: int | tuple[int, int] = 64,
         input_channels: int = 3,
         max_features: int | None = 512,
         gan_share: float = 0.5,
-        critic_steps: int = 5,
+        critic_steps: int = 1,
         penalty: float = 10.0,
         kappa: float = 1.0,
         map_sigma: float = 2.0,
