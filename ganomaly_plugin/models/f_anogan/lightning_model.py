@@ -45,7 +45,7 @@ class FAnoGAN(RoutedGradients, OneClassDetector, AnomalibModule):  # type: ignor
         input_channels: 3 for colour; 1 turns images grey inside the model.
         max_features: Upper bound on the channels of any layer, ``None`` for unbounded doubling.
         gan_share: Share of the training that the GAN gets, in [0, 1]; the encoder gets the rest.
-        critic_steps: Steps of the critic for one of the generator. The authors take 5, which a short training cannot spare.
+        critic_steps: Steps of the critic for one of the generator. The authors take 5; short trainings cannot.
         penalty: Weight of the gradient penalty.
         kappa: Weight of the critic's features in the encoder's loss and in the score.
         map_sigma: Standard deviation in pixels of the Gaussian that smooths the anomaly map.
