@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,20 @@ def test_every_subcommand_knows_the_names(capsys: pytest.CaptureFixture[str], su
     config = yaml.safe_load(capsys.readouterr().out)
     assert config["model"]["class_path"] == "ganomaly_plugin.GANomaly"
     assert config["data"]["class_path"] == "ganomaly_plugin.Digits"
+
+
+@pytest.mark.parametrize("name", sorted(entry.name for entry in entry_points(group="anomalib.models")))
+def test_every_model_trains_and_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A few batches of every model that the package registers, from the command line to the test's figures."""
+    monkeypatch.chdir(tmp_path)
+    limits = {"max_epochs": 1, "limit_train_batches": 4, "limit_val_batches": 1, "limit_test_batches": 2}
+    trainer = [part for key, value in limits.items() for part in (f"--trainer.{key}", str(value))]
+    model = ["--model", name, "--model.image_size", "32", "--model.n_features", "4", "--model.visualizer", "false"]
+    search = ["--model.steps", "3"] if name == "anogan" else []
+    command = AnomalibCLI(["train", *model, *search, "--data", "digits", *trainer, "--trainer.accelerator", "cpu"])
+    assert type(command.model).__module__.startswith(f"ganomaly_plugin.models.{name}.")
+    assert 0 <= command.engine.trainer.callback_metrics["image_F1Score"] <= 1
+    assert list(tmp_path.rglob("model.ckpt"))
 
 
 def test_the_stock_command_itself() -> None:
