@@ -37,14 +37,109 @@ class Exported(NamedTuple):
     compiled: Any
 
 
-class ModelTester:
-    """Subclass, say how to build the model in a small form, and every test below runs on it."""
-
-    SIZES: Sequence[tuple[int, int]] = ((28, 28), (32, 32), (39, 39), (64, 64), (224, 224), (256, 234), (300, 700))
+class Builder:
+    """Subclass and say how to build the model in a small form."""
 
     def build(self, image_size: tuple[int, int] = (32, 32), input_channels: int = 3, **kwargs: Any) -> AnomalibModule:
         """Build the model, small enough to train a step in a fraction of a second."""
         raise NotImplementedError
+
+
+class ExportTester(Builder):
+    """What every model that can be exported must do."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def exported(cls, tmp_path_factory: pytest.TempPathFactory, digits_folder: Path) -> Exported:
+        """A trained model, its predictions, and its exports by way of a checkpoint."""
+        from ganomaly_plugin.edge.detector import shared_core
+
+        root = tmp_path_factory.mktemp("exported")
+        seed_everything(7)
+        datamodule = build_datamodule(digits_folder)
+        model = cls().build(image_size=(28, 36))
+        engine = build_engine(root)
+        engine.fit(model, datamodule=datamodule)
+        predictions = engine.predict(model, datamodule=datamodule)
+        reloaded = type(model).load_from_checkpoint(engine.best_model_path)
+        core, xml = shared_core(), reloaded.to_openvino(root)
+        return Exported(
+            model=model,
+            predictions=predictions,
+            torch_model=torch.load(reloaded.to_torch(root), weights_only=False)["model"].eval(),
+            onnx_file=reloaded.to_onnx(root),
+            openvino_model=core.read_model(xml),
+            compiled=core.compile_model(xml, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}),
+        )
+
+    def test_exports_agree_with_the_engine(self, exported: Exported) -> None:
+        """From the same files, which are larger than the model's images, every export gives what the engine gives."""
+        import onnxruntime
+
+        expected = {name: gather(exported.predictions, name).squeeze() for name in EXPORTED}
+        paths = [path for batch in exported.predictions for path in batch.image_path]
+        images = torch.stack([read_image(path, as_tensor=True) for path in paths])
+        assert images.shape[-2:] == (40, 48)
+        session = onnxruntime.InferenceSession(exported.onnx_file)
+        children = dict(exported.torch_model.named_children())
+        assert not any(name in children for name in exported.model.training_only)
+        assert {port.any_name for port in exported.compiled.outputs} == set(EXPORTED)
+        assert {port.name for port in session.get_outputs()} == set(EXPORTED)
+
+        def run_torch(batch: torch.Tensor) -> dict[str, torch.Tensor]:
+            with torch.no_grad():
+                return exported.torch_model(batch)._asdict()
+
+        def run_onnx(batch: torch.Tensor) -> dict[str, torch.Tensor]:
+            values = session.run(list(EXPORTED), {session.get_inputs()[0].name: batch.numpy()})
+            return {name: torch.from_numpy(value) for name, value in zip(EXPORTED, values, strict=True)}
+
+        def run_openvino(batch: torch.Tensor) -> dict[str, torch.Tensor]:
+            values = exported.compiled(batch.numpy())
+            return {name: torch.from_numpy(values[name]) for name in EXPORTED}
+
+        for run in (run_torch, run_onnx, run_openvino):
+            for size in (1, 2, 7):
+                parts = [run(batch) for batch in images.split(size)]
+                actual = {name: torch.cat([part[name].reshape(-1) for part in parts]) for name in EXPORTED}
+                for value, decision in (("pred_score", "pred_label"), ("anomaly_map", "pred_mask")):
+                    values = actual[value].view_as(expected[value])
+                    torch.testing.assert_close(values, expected[value], atol=1e-4, rtol=0)
+                    clear = (expected[value] - 0.5).abs() > 1e-4
+                    decisions = actual[decision].bool().view_as(expected[decision])
+                    assert torch.equal(decisions[clear], expected[decision][clear])
+
+    def test_exported_graph_takes_any_size(self, exported: Exported) -> None:
+        """Smaller and larger images than the model's, down to one of few pixels."""
+        for size in ((28, 36), (8, 8), (50, 41), (300, 700)):
+            images = torch.rand(2, 3, *size)
+            with torch.no_grad():
+                expected = exported.model.eval()(images)
+            actual = exported.compiled(images.numpy())
+            for name in ("pred_score", "anomaly_map"):
+                values = torch.from_numpy(actual[name]).view_as(getattr(expected, name))
+                torch.testing.assert_close(values, getattr(expected, name), atol=1e-4, rtol=0)
+
+    def test_openvino_file_describes_itself(self, exported: Exported) -> None:
+        """What Intel's Model API reads, and what the model was trained on, which its checkpoint knew."""
+
+        def fact(section: str, name: str) -> str:
+            return exported.openvino_model.get_rt_info([section, name]).astype(str)
+
+        assert fact("model_info", "model_type") == "AnomalyDetection"
+        assert fact("model_info", "labels") == "Normal Anomaly"
+        assert fact("model_info", "image_shape") == "28 36"
+        assert fact("ganomaly_plugin", "trained_on") == "digits"
+        assert fact("ganomaly_plugin", "model") == type(exported.model).__name__
+        assert float(fact("ganomaly_plugin", "raw_image_threshold")) == pytest.approx(
+            float(exported.model.post_processor.image_threshold)
+        )
+
+
+class ModelTester(Builder):
+    """What every model must do, exported or not."""
+
+    SIZES: Sequence[tuple[int, int]] = ((28, 28), (32, 32), (39, 39), (64, 64), (224, 224), (256, 234), (300, 700))
 
     def train(self, root: Path, datamodule: Folder, **kwargs: Any) -> AnomalibModule:
         """Train a model from a fixed seed."""
@@ -184,105 +279,6 @@ class ModelTester:
         losses = {name: value for name, value in engine.trainer.callback_metrics.items() if name.startswith("loss_")}
         assert losses
         assert all(value.isfinite() for value in losses.values())
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def exports(cls, tmp_path_factory: pytest.TempPathFactory, digits_folder: Path) -> dict[str, Exported]:
-        """A grey and a colour model, trained, with their predictions and their exports by way of a checkpoint."""
-        return {
-            name: cls.export(tmp_path_factory.mktemp(name), digits_folder, input_channels=channels)
-            for name, channels in (("grey", 1), ("colour", 3))
-        }
-
-    @classmethod
-    def export(cls, root: Path, digits_folder: Path, **kwargs: Any) -> Exported:
-        """Train a model and export it in every form."""
-        from ganomaly_plugin.edge.detector import shared_core
-
-        seed_everything(7)
-        datamodule = build_datamodule(digits_folder)
-        model = cls().build(image_size=(28, 36), **kwargs)
-        engine = build_engine(root)
-        engine.fit(model, datamodule=datamodule)
-        predictions = engine.predict(model, datamodule=datamodule)
-        reloaded = type(model).load_from_checkpoint(engine.best_model_path)
-        core, xml = shared_core(), reloaded.to_openvino(root)
-        return Exported(
-            model=model,
-            predictions=predictions,
-            torch_model=torch.load(reloaded.to_torch(root), weights_only=False)["model"].eval(),
-            onnx_file=reloaded.to_onnx(root),
-            openvino_model=core.read_model(xml),
-            compiled=core.compile_model(xml, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}),
-        )
-
-    @pytest.fixture(params=["grey", "colour"])
-    def exported(self, request: pytest.FixtureRequest, exports: dict[str, Exported]) -> Exported:
-        """One of the exports."""
-        return exports[request.param]
-
-    def test_exports_agree_with_the_engine(self, exported: Exported) -> None:
-        """From the same files, which are larger than the model's images, every export gives what the engine gives."""
-        import onnxruntime
-
-        expected = {name: gather(exported.predictions, name).squeeze() for name in EXPORTED}
-        paths = [path for batch in exported.predictions for path in batch.image_path]
-        images = torch.stack([read_image(path, as_tensor=True) for path in paths])
-        assert images.shape[-2:] == (40, 48)
-        session = onnxruntime.InferenceSession(exported.onnx_file)
-        children = dict(exported.torch_model.named_children())
-        assert not any(name in children for name in exported.model.training_only)
-        assert {port.any_name for port in exported.compiled.outputs} == set(EXPORTED)
-        assert {port.name for port in session.get_outputs()} == set(EXPORTED)
-
-        def run_torch(batch: torch.Tensor) -> dict[str, torch.Tensor]:
-            with torch.no_grad():
-                return exported.torch_model(batch)._asdict()
-
-        def run_onnx(batch: torch.Tensor) -> dict[str, torch.Tensor]:
-            values = session.run(list(EXPORTED), {session.get_inputs()[0].name: batch.numpy()})
-            return {name: torch.from_numpy(value) for name, value in zip(EXPORTED, values, strict=True)}
-
-        def run_openvino(batch: torch.Tensor) -> dict[str, torch.Tensor]:
-            values = exported.compiled(batch.numpy())
-            return {name: torch.from_numpy(values[name]) for name in EXPORTED}
-
-        for run in (run_torch, run_onnx, run_openvino):
-            for size in (1, 2, 7):
-                parts = [run(batch) for batch in images.split(size)]
-                actual = {name: torch.cat([part[name].reshape(-1) for part in parts]) for name in EXPORTED}
-                for value, decision in (("pred_score", "pred_label"), ("anomaly_map", "pred_mask")):
-                    values = actual[value].view_as(expected[value])
-                    torch.testing.assert_close(values, expected[value], atol=1e-4, rtol=0)
-                    clear = (expected[value] - 0.5).abs() > 1e-4
-                    decisions = actual[decision].bool().view_as(expected[decision])
-                    assert torch.equal(decisions[clear], expected[decision][clear])
-
-    def test_exported_graph_takes_any_size(self, exported: Exported) -> None:
-        """Smaller and larger images than the model's, down to one of few pixels."""
-        for size in ((28, 36), (8, 8), (50, 41), (300, 700)):
-            images = torch.rand(2, 3, *size)
-            with torch.no_grad():
-                expected = exported.model.eval()(images)
-            actual = exported.compiled(images.numpy())
-            for name in ("pred_score", "anomaly_map"):
-                values = torch.from_numpy(actual[name]).view_as(getattr(expected, name))
-                torch.testing.assert_close(values, getattr(expected, name), atol=1e-4, rtol=0)
-
-    def test_openvino_file_describes_itself(self, exported: Exported) -> None:
-        """What Intel's Model API reads, and what the model was trained on, which its checkpoint knew."""
-
-        def fact(section: str, name: str) -> str:
-            return exported.openvino_model.get_rt_info([section, name]).astype(str)
-
-        assert fact("model_info", "model_type") == "AnomalyDetection"
-        assert fact("model_info", "labels") == "Normal Anomaly"
-        assert fact("model_info", "image_shape") == "28 36"
-        assert fact("ganomaly_plugin", "trained_on") == "digits"
-        assert fact("ganomaly_plugin", "model") == type(exported.model).__name__
-        assert float(fact("ganomaly_plugin", "raw_image_threshold")) == pytest.approx(
-            float(exported.model.post_processor.image_threshold)
-        )
 
     def test_every_parameter_gets_a_gradient(self, tmp_path: Path, datamodule: Folder) -> None:
         """Nothing that is optimised is left out of the backward passes, and autograd finds no anomaly."""

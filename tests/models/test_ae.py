@@ -8,10 +8,10 @@ import torch
 
 from ganomaly_plugin import Autoencoder
 
-from .model_tester import ModelTester
+from .model_tester import ExportTester, ModelTester
 
 
-class TestAutoencoder(ModelTester):
+class TestAutoencoder(ModelTester, ExportTester):
     """What every model must do."""
 
     def build(self, image_size: tuple[int, int] = (32, 32), input_channels: int = 3, **kwargs: Any) -> Autoencoder:

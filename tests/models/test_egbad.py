@@ -13,10 +13,10 @@ from ganomaly_plugin import EGBAD
 from ganomaly_plugin.models.components import adversarial
 from ganomaly_plugin.models.egbad import loss
 
-from .model_tester import ModelTester
+from .model_tester import ExportTester, ModelTester
 
 
-class TestEGBAD(ModelTester):
+class TestEGBAD(ModelTester, ExportTester):
     """What every model must do."""
 
     def build(self, image_size: tuple[int, int] = (32, 32), input_channels: int = 3, **kwargs: Any) -> EGBAD:

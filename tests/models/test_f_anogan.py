@@ -14,10 +14,10 @@ from ganomaly_plugin.models.f_anogan import loss
 from tests.engine import build_engine
 
 from .conftest import build_datamodule
-from .model_tester import ModelTester
+from .model_tester import ExportTester, ModelTester
 
 
-class TestFAnoGAN(ModelTester):
+class TestFAnoGAN(ModelTester, ExportTester):
     """What every model must do; resuming covers a stop between the phases, which change after two of four epochs."""
 
     def build(self, image_size: tuple[int, int] = (32, 32), input_channels: int = 3, **kwargs: Any) -> FAnoGAN:

@@ -25,16 +25,24 @@ from ganomaly_plugin.models.components import adversarial, averaging, scores
 from ganomaly_plugin.models.ganomaly import GANomaly, loss
 from tests.engine import build_engine
 
-from .model_tester import ModelTester
+from .model_tester import ExportTester, ModelTester
 
 
-class TestGANomaly(ModelTester):
+class TestGANomaly(ModelTester, ExportTester):
     """The shared requirements."""
 
     def build(self, image_size: tuple[int, int] = (32, 32), input_channels: int = 3, **kwargs: Any) -> GANomaly:
         """A GANomaly a sixteenth as wide as the paper's."""
         settings = {"n_features": 4, "latent_vec_size": 8, "max_features": 16} | kwargs
         return GANomaly(image_size=image_size, input_channels=input_channels, **settings)
+
+
+class TestGreyExports(ExportTester):
+    """The exports of a model that turns images grey."""
+
+    def build(self, image_size: tuple[int, int] = (32, 32), input_channels: int = 1, **kwargs: Any) -> GANomaly:
+        """The same with one channel."""
+        return TestGANomaly().build(image_size, input_channels, **kwargs)
 
 
 def parameter_count(network: torch.nn.Module) -> int:

@@ -12,10 +12,10 @@ from lightning.pytorch import seed_everything
 from ganomaly_plugin import SkipGANomaly
 from ganomaly_plugin.models.skip_ganomaly.torch_model import FeatureDiscriminator, UNet
 
-from .model_tester import ModelTester
+from .model_tester import ExportTester, ModelTester
 
 
-class TestSkipGANomaly(ModelTester):
+class TestSkipGANomaly(ModelTester, ExportTester):
     """What every model must do."""
 
     def build(self, image_size: tuple[int, int] = (32, 32), input_channels: int = 3, **kwargs: Any) -> SkipGANomaly:

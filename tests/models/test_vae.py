@@ -11,10 +11,10 @@ from torch.distributions import Normal, kl_divergence
 from ganomaly_plugin import VAE
 from ganomaly_plugin.models.vae import loss
 
-from .model_tester import ModelTester
+from .model_tester import ExportTester, ModelTester
 
 
-class TestVAE(ModelTester):
+class TestVAE(ModelTester, ExportTester):
     """What every model must do."""
 
     def build(self, image_size: tuple[int, int] = (32, 32), input_channels: int = 3, **kwargs: Any) -> VAE:
