@@ -12,8 +12,11 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from ganomaly_plugin.compare.metrics import Array
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
-"""Colours that colour-blind readers can tell apart (Okabe and Ito)."""
+COLOURS = (
+    *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999"),
+    *("#332288", "#882255", "#ddcc77", "#6b4c1e"),
+)
+"""Colours that colour-blind readers can tell apart: Okabe and Ito's, then some of Tol's and a brown."""
 POINTS = 200
 """Points of a curve; more would not be seen."""
 
