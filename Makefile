@@ -19,7 +19,7 @@ quickstart: $(VENV)/base  ## Train, test and predict on real digits, then say wh
 	@echo "config      $(RESULTS)/config.yaml"
 
 test: $(VENV)/test  ## Run the tests.
-	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses auto
 
 lint: $(VENV)/dev  ## Check style and types.
 	$(BIN)/ruff check

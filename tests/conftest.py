@@ -3,8 +3,10 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # One thread each, before PyTorch starts its own, or the workers fight.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -13,13 +15,17 @@ ONE_WORKER = {"compare", "edge"}
 """Folders whose tests share what takes long to make."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep together what shares fixtures: some folders, otherwise each class and the functions of each module."""
-    for item in items:
-        folder = item.path.parent.name
-        group = folder if folder in ONE_WORKER else item.nodeid.rpartition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist's own is not typed
+    """Keeps together what shares fixtures: some folders, otherwise each class and the functions of each module."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        folder = nodeid.split("/")[1]
+        return folder if folder in ONE_WORKER else str(super()._split_scope(nodeid))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    """Tell pytest-xdist how to share the tests out."""
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -150,11 +150,14 @@ import sys, time, psutil
 while True:
     for process in psutil.process_iter(["cmdline"]):
         if "ganomaly_plugin.compare.cell" in (process.info["cmdline"] or []):
-            worker = process.parent()
-            if worker is not None and "ray::" in " ".join(worker.cmdline()):
-                worker.kill()
-                print("killed", flush=True)
-                raise SystemExit
+            try:
+                worker = process.parent()
+                if worker is not None and "ray::" in " ".join(worker.cmdline()):
+                    worker.kill()
+                    print("killed", flush=True)
+                    raise SystemExit
+            except psutil.Error:  # It has just ended, or was somebody else's.
+                pass
     time.sleep(0.2)
 """
 
