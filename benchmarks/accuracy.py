@@ -243,7 +243,8 @@ def train_official(run: Run, datamodule: Any, settings: dict[str, Any]) -> dict[
     def prepare(batch: Any) -> torch.Tensor:
         return ((batch.image[:, : dataset.channels] - mean) / deviation).to(device)
 
-    model = OfficialGANomaly(SIZE, dataset.channels).to(device)
+    # The layout changes the speed on a CPU, not what is computed.
+    model = OfficialGANomaly(SIZE, dataset.channels).to(device, memory_format=torch.channels_last)
     test = datamodule.test_data
     shuffled = DataLoader(test, BATCH_SIZE, shuffle=True, collate_fn=test.collate_fn)
     aurocs = []
