@@ -244,7 +244,7 @@ def train_official(run: Run, datamodule: Any, settings: dict[str, Any]) -> dict[
         return ((batch.image[:, : dataset.channels] - mean) / deviation).to(device)
 
     # The layout changes the speed on a CPU, not what is computed.
-    model = OfficialGANomaly(SIZE, dataset.channels).to(device, memory_format=torch.channels_last)
+    model = OfficialGANomaly(SIZE, dataset.channels).to(device).to(memory_format=torch.channels_last)
     test = datamodule.test_data
     shuffled = DataLoader(test, BATCH_SIZE, shuffle=True, collate_fn=test.collate_fn)
     aurocs = []

@@ -8,7 +8,7 @@ from anomalib.metrics import AUROC as StockAUROC
 from anomalib.post_processing import PostProcessor as StockPostProcessor
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from ganomaly_plugin.models.components.dcgan import Decoder, Encoder, pyramid_sizes, pyramid_widths
+from ganomaly_plugin.models.components.dcgan import Decoder, Encoder, Pyramid
 from ganomaly_plugin.models.components.metrics import AUROC, AveragePrecision
 from ganomaly_plugin.models.components.post_processor import OneClassPostProcessor
 from ganomaly_plugin.models.components.pre_processor import resize_antialiased
@@ -45,22 +45,22 @@ class TestPyramid:
     )
     def test_sizes(self, size: tuple[int, int], last: tuple[int, int], stages: int) -> None:
         """Halving stops between 4 and 7 pixels."""
-        sizes = pyramid_sizes(size)
+        sizes = Pyramid(size, 3, 2, 5).sizes
         assert sizes[-1] == last
         assert len(sizes) == stages + 1
 
     def test_widths(self) -> None:
         """Widths double up to the cap."""
-        assert pyramid_widths(4, 64, None) == [64, 128, 256, 512]
-        assert pyramid_widths(4, 64, 200) == [64, 128, 200, 200]
+        assert Pyramid((64, 64), 3, 64, 100).widths == [64, 128, 256, 512]
+        assert Pyramid((64, 64), 3, 64, 100, max_features=200).widths == [64, 128, 200, 200]
 
     @pytest.mark.parametrize("size", [(28, 45), (39, 39), (256, 234)])
     def test_decoder_mirrors_encoder(self, size: tuple[int, int]) -> None:
         """Odd sizes come back exactly."""
         images = torch.zeros(1, 3, *size)
-        latent = Encoder(size, 3, 2, 5)(images)
+        latent = Encoder(Pyramid(size, 3, 2, 5))(images)
         assert latent.shape == (1, 5, 1, 1)
-        assert Decoder(size, 3, 2, 5)(latent).shape == images.shape
+        assert Decoder(Pyramid(size, 3, 2, 5))(latent).shape == images.shape
 
 
 class TestRankingMetrics:

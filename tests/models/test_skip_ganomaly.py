@@ -10,6 +10,7 @@ from anomalib.data import ImageBatch
 from lightning.pytorch import seed_everything
 
 from ganomaly_plugin import SkipGANomaly
+from ganomaly_plugin.models.components.dcgan import Pyramid
 from ganomaly_plugin.models.skip_ganomaly.torch_model import FeatureDiscriminator, UNet
 
 from .model_tester import ExportTester, ModelTester
@@ -28,9 +29,10 @@ def test_parameter_counts() -> None:
     down = 3 * 64 + 64 * 128 + 128 * 256 + 256 * 512 + 512 * 512
     up = 512 * 512 + 1024 * 256 + 512 * 128 + 256 * 64 + 128 * 3
     norms = 2 * (128 + 256 + 512) + 2 * (512 + 256 + 128 + 64)
-    generator = UNet((32, 32), 3, 64)
+    pyramid = Pyramid((32, 32), 3, 64, 100)
+    generator = UNet(pyramid)
     assert sum(parameter.numel() for parameter in generator.parameters()) == 16 * (down + up) + norms + 3
-    discriminator = FeatureDiscriminator((32, 32), 3, 64, 100)
+    discriminator = FeatureDiscriminator(pyramid)
     weights = 16 * (3 * 64 + 64 * 128 + 128 * 256 + 256 * 100) + 100
     assert sum(parameter.numel() for parameter in discriminator.parameters()) == weights + 2 * (128 + 256)
 
@@ -38,7 +40,7 @@ def test_parameter_counts() -> None:
 def test_connections_carry_the_image_past_the_bottleneck() -> None:
     """With the innermost layer cut, the reconstruction still depends on the image."""
     seed_everything(0)
-    network = UNet((32, 32), 1, 4).eval()
+    network = UNet(Pyramid((32, 32), 1, 4, 1)).eval()
     with torch.no_grad():
         network.down[-1][0].weight.zero_()
         first, second = network(torch.rand(2, 1, 32, 32))

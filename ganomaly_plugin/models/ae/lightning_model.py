@@ -10,8 +10,9 @@ from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 
+from ganomaly_plugin.models.components.checks import check_adam
+from ganomaly_plugin.models.components.dcgan import Pyramid
 from ganomaly_plugin.models.components.detector import OneClassDetector, to_size
-from ganomaly_plugin.models.components.detector_model import check_adam
 
 from .torch_model import AutoencoderModel
 
@@ -57,7 +58,7 @@ class Autoencoder(OneClassDetector, AnomalibModule):  # type: ignore[misc]  # tw
     ) -> None:
         image_size = size = to_size(image_size)  # Keeps the argument's name, by which checkpoints store it.
         check_adam(lr)
-        model = AutoencoderModel(size, input_channels, n_features, latent_vec_size, max_features, map_sigma)
+        model = AutoencoderModel(Pyramid(size, input_channels, n_features, latent_vec_size, max_features), map_sigma)
         super().__init__(
             pre_processor=self.configure_pre_processor(size) if pre_processor is True else pre_processor,
             post_processor=post_processor,

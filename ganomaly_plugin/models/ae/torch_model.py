@@ -4,19 +4,15 @@
 import torch
 from anomalib.data import InferenceBatch
 
-from ganomaly_plugin.models.components.dcgan import Decoder, Encoder, initialise_weights
-from ganomaly_plugin.models.components.detector_model import DetectorModel, check_at_least
+from ganomaly_plugin.models.components.dcgan import Decoder, Encoder, Pyramid, initialise_weights
+from ganomaly_plugin.models.components.detector_model import DetectorModel
 
 
 class AutoencoderModel(DetectorModel):
     """Encoder and decoder of DCGAN blocks; an image is anomalous by how badly it is rebuilt.
 
     Args:
-        image_size: Height and width of the images in pixels, each at least 28.
-        input_channels: 3 for colour, 1 for grey; colour images are turned grey inside the model.
-        n_features: Channels after the first convolution.
-        latent_vec_size: Length of the latent code.
-        max_features: Upper bound on the channels of any layer, ``None`` for unbounded doubling.
+        pyramid: Shape of the networks.
         map_sigma: Standard deviation in pixels of the Gaussian that smooths the anomaly map.
 
     Raises:
@@ -25,18 +21,12 @@ class AutoencoderModel(DetectorModel):
 
     def __init__(
         self,
-        image_size: tuple[int, int],
-        input_channels: int = 3,
-        n_features: int = 32,
-        latent_vec_size: int = 16,
-        max_features: int | None = 512,
+        pyramid: Pyramid,
         map_sigma: float = 2.0,
     ) -> None:
-        super().__init__(image_size, input_channels, map_sigma)
-        check_at_least(1, n_features=n_features, latent_vec_size=latent_vec_size)
-        shape = (image_size, input_channels, n_features, latent_vec_size)
-        self.encoder = Encoder(*shape, max_features=max_features)
-        self.decoder = Decoder(*shape, max_features=max_features)
+        super().__init__(pyramid, map_sigma)
+        self.encoder = Encoder(pyramid)
+        self.decoder = Decoder(pyramid)
         initialise_weights(self)
         self.to(memory_format=torch.channels_last)
 
@@ -57,11 +47,11 @@ class AutoencoderModel(DetectorModel):
         return self.predict(images)
 
     def rebuild(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the reconstructions of images ``(B, input_channels, H, W)``."""
+        """Return the reconstructions of images ``(B, C, H, W)``."""
         reconstructions: torch.Tensor = self.decoder(self.encoder(images))
         return reconstructions
 
     def infer(self, images: torch.Tensor) -> InferenceBatch:
-        """Score images ``(B, input_channels, H, W)`` by their squared reconstruction error."""
+        """Score images ``(B, C, H, W)`` by their squared reconstruction error."""
         error = ((images - self.rebuild(images)) / 2).square().mean(1, keepdim=True)
         return InferenceBatch(pred_score=error.flatten(1).mean(1), anomaly_map=self.smooth(error))

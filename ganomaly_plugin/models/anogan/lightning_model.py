@@ -15,8 +15,9 @@ from torch import nn
 from tqdm import tqdm
 
 from ganomaly_plugin.models.components.adversarial import RoutedGradients, discriminator_loss, generator_loss
+from ganomaly_plugin.models.components.checks import check_adam
+from ganomaly_plugin.models.components.dcgan import Pyramid
 from ganomaly_plugin.models.components.detector import OneClassDetector, to_size
-from ganomaly_plugin.models.components.detector_model import check_adam
 
 from .torch_model import AnoGANModel
 
@@ -77,7 +78,8 @@ class AnoGAN(RoutedGradients, OneClassDetector, AnomalibModule):
     ) -> None:
         image_size = size = to_size(image_size)  # Keeps the argument's name, by which checkpoints store it.
         check_adam(lr, beta1, beta2)
-        model = AnoGANModel(size, input_channels, n_features, latent_vec_size, max_features, steps, weight, map_sigma)
+        pyramid = Pyramid(size, input_channels, n_features, latent_vec_size, max_features)
+        model = AnoGANModel(pyramid, steps, weight, map_sigma)
         super().__init__(
             pre_processor=self.configure_pre_processor(size) if pre_processor is True else pre_processor,
             post_processor=post_processor,

@@ -7,8 +7,8 @@ import torch
 from anomalib.data import InferenceBatch
 from torch import nn
 
-from ganomaly_plugin.models.components.dcgan import Decoder, Discriminator, initialise_weights
-from ganomaly_plugin.models.components.detector_model import check_at_least, check_share
+from ganomaly_plugin.models.components.checks import check_at_least, check_share
+from ganomaly_plugin.models.components.dcgan import Decoder, Discriminator, Pyramid, initialise_weights
 from ganomaly_plugin.models.components.gan_model import GANModel
 from ganomaly_plugin.models.components.scores import reconstruction_error
 
@@ -20,24 +20,13 @@ class DCGAN(nn.Module):
     """Generator and discriminator.
 
     Args:
-        image_size: Height and width of the images in pixels.
-        input_channels: Channels of the images.
-        n_features: Channels after the first convolution.
-        latent_vec_size: Length of the latent code.
-        max_features: Upper bound on the channels of any layer, ``None`` for unbounded doubling.
+        pyramid: Shape of the networks.
     """
 
-    def __init__(
-        self,
-        image_size: tuple[int, int],
-        input_channels: int,
-        n_features: int,
-        latent_vec_size: int,
-        max_features: int | None = None,
-    ) -> None:
+    def __init__(self, pyramid: Pyramid) -> None:
         super().__init__()
-        self.generator = Decoder(image_size, input_channels, n_features, latent_vec_size, max_features=max_features)
-        self.discriminator = Discriminator(image_size, input_channels, n_features, max_features=max_features)
+        self.generator = Decoder(pyramid)
+        self.discriminator = Discriminator(pyramid)
         initialise_weights(self)
 
 
@@ -49,11 +38,7 @@ class AnoGANModel(GANModel[DCGAN]):
     for at once; each starts from the same code and goes its own way, since Adam treats every number by itself.
 
     Args:
-        image_size: Height and width of the images in pixels, each at least 28.
-        input_channels: 3 for colour, 1 for grey; colour images are turned grey inside the model.
-        n_features: Channels after the first convolution.
-        latent_vec_size: Length of the latent code.
-        max_features: Upper bound on the channels of any layer, ``None`` for unbounded doubling.
+        pyramid: Shape of the networks.
         steps: Steps of the search.
         weight: Share of the discriminator's features in the score, in [0, 1].
         map_sigma: Standard deviation in pixels of the Gaussian that smooths the anomaly map.
@@ -67,26 +52,21 @@ class AnoGANModel(GANModel[DCGAN]):
 
     def __init__(
         self,
-        image_size: tuple[int, int],
-        input_channels: int = 3,
-        n_features: int = 32,
-        latent_vec_size: int = 100,
-        max_features: int | None = 512,
+        pyramid: Pyramid,
         steps: int = 500,
         weight: float = 0.1,
         map_sigma: float = 2.0,
     ) -> None:
-        super().__init__(image_size, input_channels, map_sigma)
-        check_at_least(1, n_features=n_features, latent_vec_size=latent_vec_size, steps=steps)
+        super().__init__(pyramid, map_sigma)
+        check_at_least(1, steps=steps)
         check_share(weight=weight)
         self.steps = steps
         self.weight = weight
-        self.latent_vec_size = latent_vec_size
         self.track: Callable[[range], Iterable[int]] = iter
-        start = torch.randn(1, latent_vec_size, 1, 1, generator=torch.Generator().manual_seed(0))
+        start = torch.randn(1, pyramid.latent_vec_size, 1, 1, generator=torch.Generator().manual_seed(0))
         self.register_buffer("start", start)
         self.start: torch.Tensor
-        self.adopt(DCGAN(image_size, input_channels, n_features, latent_vec_size, max_features))
+        self.adopt(DCGAN(pyramid))
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | InferenceBatch:
         """Judge images and generated ones in training, search for images in evaluation.
@@ -101,7 +81,7 @@ class AnoGANModel(GANModel[DCGAN]):
         if not self.training:
             return self.predict(images)
         images = self.to_input(images)
-        latent = torch.randn(len(images), self.latent_vec_size, 1, 1, device=images.device)
+        latent = torch.randn(len(images), self.pyramid.latent_vec_size, 1, 1, device=images.device)
         real_logits, _ = self.networks.discriminator(images)
         generated_logits, _ = self.networks.discriminator(self.networks.generator(latent))
         return real_logits, generated_logits
@@ -111,12 +91,12 @@ class AnoGANModel(GANModel[DCGAN]):
         return self.infer(self.to_input(images))
 
     def rebuild(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the generated images nearest to images ``(B, input_channels, H, W)``."""
+        """Return the generated images nearest to images ``(B, C, H, W)``."""
         nearest: torch.Tensor = self.averaged.generator(self.search(images))
         return nearest
 
     def infer(self, images: torch.Tensor) -> InferenceBatch:
-        """Search, and score images ``(B, input_channels, H, W)`` by what remains."""
+        """Search, and score images ``(B, C, H, W)`` by what remains."""
         latent = self.search(images)
         with torch.no_grad():
             error = reconstruction_error(images, self.averaged.generator(latent))
@@ -124,7 +104,7 @@ class AnoGANModel(GANModel[DCGAN]):
             return InferenceBatch(pred_score=score, anomaly_map=self.smooth(error))
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the averaged discriminator's features ``(B, C, h, w)`` of images ``(B, input_channels, H, W)``."""
+        """Return the averaged discriminator's features ``(B, F, h, w)`` of images ``(B, C, H, W)``."""
         features: torch.Tensor = self.averaged.discriminator(images)[1]
         return features
 
@@ -136,7 +116,7 @@ class AnoGANModel(GANModel[DCGAN]):
         return (1 - self.weight) * residual + self.weight * discrimination
 
     def search(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the codes ``(B, Z, 1, 1)`` whose generated images are nearest to images ``(B, input_channels, H, W)``.
+        """Return the codes ``(B, Z, 1, 1)`` whose generated images are nearest to images ``(B, C, H, W)``.
 
         Gradients flow even where the caller has switched them off.
         """

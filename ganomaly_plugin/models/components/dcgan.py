@@ -8,54 +8,83 @@ it on the way up.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 
+from ganomaly_plugin.models.components.checks import check_at_least
+
 MINIMUM_IMAGE_SIZE = 28
 """Shorter side, in pixels, below which no two halvings leave a feature map worth encoding."""
 
 
-def pyramid_sizes(image_size: tuple[int, int]) -> list[tuple[int, int]]:
-    """Return the spatial sizes of the encoder's feature maps, from the image down to the last map.
+@dataclass(frozen=True)
+class Pyramid:
+    """Shape of a model's networks: the sizes and widths of the feature maps between an image and its code.
 
-    Halving stops once the shorter side is below 8 pixels, which leaves 4x4 for every power of two.
+    Attributes:
+        image_size: Height and width of the images in pixels, each at least ``MINIMUM_IMAGE_SIZE``.
+        channels: Channels of the images.
+        n_features: Channels after the first convolution.
+        latent_vec_size: Length of the latent code.
+        max_features: Upper bound on the channels of any layer, ``None`` for the paper's unbounded doubling.
+        extra_layers: Number of additional 3x3 convolutions next to the image.
+        add_final_conv_layer: If ``False``, the latent code is the last feature map itself.
 
-    Args:
-        image_size: Height and width in pixels, each at least ``MINIMUM_IMAGE_SIZE``.
-
-    Returns:
-        Heights and widths, the image's own first.
+    Raises:
+        ValueError: If a value is out of its range; the message names it, the rule and what works.
 
     Example:
-        >>> pyramid_sizes((32, 32))
-        [(32, 32), (16, 16), (8, 8), (4, 4)]
-        >>> pyramid_sizes((39, 28))
+        >>> pyramid = Pyramid((39, 28), channels=3, n_features=64, latent_vec_size=100)
+        >>> pyramid.sizes
         [(39, 28), (19, 14), (9, 7)]
+        >>> pyramid.widths
+        [64, 128]
     """
-    sizes = [image_size]
-    while min(sizes[-1]) >= 8:
-        height, width = sizes[-1]
-        sizes.append((height // 2, width // 2))
-    return sizes
 
+    image_size: tuple[int, int]
+    channels: int
+    n_features: int
+    latent_vec_size: int
+    max_features: int | None = None
+    extra_layers: int = 0
+    add_final_conv_layer: bool = True
 
-def pyramid_widths(n_stages: int, n_features: int, max_features: int | None) -> list[int]:
-    """Return the channels of each feature map: doubled at each halving, never above ``max_features``.
+    def __post_init__(self) -> None:
+        """Refuse what no network can be built for."""
+        height, width = self.image_size
+        if min(height, width) < MINIMUM_IMAGE_SIZE:
+            nearest = (max(height, MINIMUM_IMAGE_SIZE), max(width, MINIMUM_IMAGE_SIZE))
+            rule = f"each side must be at least {MINIMUM_IMAGE_SIZE}"
+            msg = f"image_size is {self.image_size}; {rule}: the nearest is {nearest}."
+            raise ValueError(msg)
+        check_at_least(1, n_features=self.n_features, latent_vec_size=self.latent_vec_size)
+        check_at_least(0, extra_layers=self.extra_layers)
+        if self.max_features is not None and self.max_features < self.n_features:
+            rule = f"it must be None or at least n_features, which is {self.n_features}"
+            msg = f"max_features is {self.max_features}; {rule}."
+            raise ValueError(msg)
 
-    Args:
-        n_stages: Number of feature maps.
-        n_features: Channels of the first one.
-        max_features: Upper bound, or ``None`` for the paper's unbounded doubling.
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Heights and widths of the feature maps, the image's own first.
 
-    Example:
-        >>> pyramid_widths(4, 64, 256)
-        [64, 128, 256, 256]
-    """
-    widths = [n_features * 2**stage for stage in range(n_stages)]
-    return widths if max_features is None else [min(width, max_features) for width in widths]
+        Halving stops once the shorter side is below 8 pixels, which leaves 4x4 for every power of two.
+        """
+        sizes = [self.image_size]
+        while min(sizes[-1]) >= 8:
+            height, width = sizes[-1]
+            sizes.append((height // 2, width // 2))
+        return sizes
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of the feature maps after the image: doubled at each halving, never above ``max_features``."""
+        widths = [self.n_features * 2**stage for stage in range(len(self.sizes) - 1)]
+        return widths if self.max_features is None else [min(width, self.max_features) for width in widths]
 
 
 class MapToVector(nn.Conv2d):
@@ -72,8 +101,8 @@ class MapToVector(nn.Conv2d):
 class VectorToMap(nn.ConvTranspose2d):
     """The transpose of :class:`MapToVector`, computed likewise."""
 
-    def forward(self, vector: torch.Tensor) -> torch.Tensor:  # type: ignore[override]  # The map has one size only.
-        """Turn vectors ``(B, in_channels, 1, 1)`` into feature maps ``(B, out_channels, h, w)`` of the kernel's size."""
+    def forward(self, vector: torch.Tensor) -> torch.Tensor:
+        """Turn vectors ``(B, in_channels, 1, 1)`` into maps ``(B, out_channels, h, w)`` of the kernel's size."""
         rows = vector.flatten(1) @ _channels_last_rows(self.weight)
         return rows.unflatten(1, (*self.kernel_size, self.out_channels)).movedim(-1, 1)
 
@@ -87,35 +116,18 @@ class Encoder(nn.Module):
     """Convolutional pyramid from an image to a latent code.
 
     Args:
-        image_size: Height and width of the images in pixels.
-        input_channels: Channels of the images.
-        n_features: Channels after the first convolution.
-        latent_vec_size: Length of the latent code.
-        extra_layers: Number of 3x3 convolutions after the first one.
-        max_features: Upper bound on the channels of any layer, ``None`` for no bound.
-        add_final_conv_layer: If ``False``, the latent code is the last feature map itself.
+        pyramid: Shape of the network.
         normalisation: Builds what follows the inner convolutions from their number of channels.
     """
 
-    def __init__(
-        self,
-        image_size: tuple[int, int],
-        input_channels: int,
-        n_features: int,
-        latent_vec_size: int,
-        extra_layers: int = 0,
-        max_features: int | None = None,
-        add_final_conv_layer: bool = True,
-        normalisation: Callable[[int], nn.Module] = nn.BatchNorm2d,
-    ) -> None:
+    def __init__(self, pyramid: Pyramid, normalisation: Callable[[int], nn.Module] = nn.BatchNorm2d) -> None:
         super().__init__()
-        sizes = pyramid_sizes(image_size)[1:]
-        widths = pyramid_widths(len(sizes), n_features, max_features)
+        widths = pyramid.widths
         layers: list[nn.Module] = [
-            nn.Conv2d(input_channels, widths[0], 4, stride=2, padding=1, bias=False),
+            nn.Conv2d(pyramid.channels, widths[0], 4, stride=2, padding=1, bias=False),
             nn.LeakyReLU(0.2, inplace=True),
         ]
-        for _ in range(extra_layers):
+        for _ in range(pyramid.extra_layers):
             layers += [
                 nn.Conv2d(widths[0], widths[0], 3, padding=1, bias=False),
                 normalisation(widths[0]),
@@ -129,17 +141,19 @@ class Encoder(nn.Module):
             ]
         self.features = nn.Sequential(*layers)
         self.to_latent: nn.Module = (
-            MapToVector(widths[-1], latent_vec_size, sizes[-1], bias=False) if add_final_conv_layer else nn.Identity()
+            MapToVector(widths[-1], pyramid.latent_vec_size, pyramid.sizes[-1], bias=False)
+            if pyramid.add_final_conv_layer
+            else nn.Identity()
         )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Encode images.
 
         Args:
-            images: Shape ``(B, input_channels, H, W)``.
+            images: Shape ``(B, C, H, W)``.
 
         Returns:
-            Latent codes, ``(B, latent_vec_size, 1, 1)``, or the last feature map ``(B, C, h, w)`` if the encoder has
+            Latent codes, ``(B, latent_vec_size, 1, 1)``, or the last feature map ``(B, F, h, w)`` if the encoder has
             no final convolution.
         """
         latent: torch.Tensor = self.to_latent(self.features(images))
@@ -150,34 +164,17 @@ class Decoder(nn.Module):
     """Mirror of :class:`Encoder`: from a latent code to an image in [-1, 1].
 
     Args:
-        image_size: Height and width of the images in pixels.
-        output_channels: Channels of the images.
-        n_features: Channels before the last convolution.
-        latent_vec_size: Length of the latent code.
-        extra_layers: Number of 3x3 convolutions before the last one.
-        max_features: Upper bound on the channels of any layer, ``None`` for no bound.
-        add_final_conv_layer: As for the encoder: if ``False``, decoding starts from its last feature map.
+        pyramid: Shape of the network.
         bounded: Whether a tanh keeps the output in [-1, 1].
     """
 
-    def __init__(
-        self,
-        image_size: tuple[int, int],
-        output_channels: int,
-        n_features: int,
-        latent_vec_size: int,
-        extra_layers: int = 0,
-        max_features: int | None = None,
-        add_final_conv_layer: bool = True,
-        bounded: bool = True,
-    ) -> None:
+    def __init__(self, pyramid: Pyramid, bounded: bool = True) -> None:
         super().__init__()
-        sizes = pyramid_sizes(image_size)[::-1]
-        widths = pyramid_widths(len(sizes) - 1, n_features, max_features)[::-1]
+        sizes, widths = pyramid.sizes[::-1], pyramid.widths[::-1]
         layers: list[nn.Module] = []
-        if add_final_conv_layer:
+        if pyramid.add_final_conv_layer:
             layers += [
-                VectorToMap(latent_vec_size, widths[0], sizes[0], bias=False),
+                VectorToMap(pyramid.latent_vec_size, widths[0], sizes[0], bias=False),
                 nn.BatchNorm2d(widths[0]),
                 nn.ReLU(inplace=True),
             ]
@@ -187,13 +184,13 @@ class Decoder(nn.Module):
                 nn.BatchNorm2d(width_out),
                 nn.ReLU(inplace=True),
             ]
-        for _ in range(extra_layers):
+        for _ in range(pyramid.extra_layers):
             layers += [
                 nn.Conv2d(widths[-1], widths[-1], 3, padding=1, bias=False),
                 nn.BatchNorm2d(widths[-1]),
                 nn.ReLU(inplace=True),
             ]
-        layers.append(self._double(widths[-1], output_channels, sizes[-2], sizes[-1]))
+        layers.append(self._double(widths[-1], pyramid.channels, sizes[-2], sizes[-1]))
         if bounded:
             layers.append(nn.Tanh())
         self.layers = nn.Sequential(*layers)
@@ -209,7 +206,7 @@ class Decoder(nn.Module):
         )
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
-        """Decode latent codes of the encoder's shape to images ``(B, output_channels, H, W)`` in [-1, 1]."""
+        """Decode latent codes of the encoder's shape to images ``(B, C, H, W)`` in [-1, 1]."""
         images: torch.Tensor = self.layers(latent)
         return images
 
@@ -218,27 +215,13 @@ class Discriminator(nn.Module):
     """An encoder to one number, the logit of "this image is real", that also hands out its last feature map.
 
     Args:
-        image_size: Height and width of the images in pixels.
-        input_channels: Channels of the images.
-        n_features: Channels after the first convolution.
-        extra_layers: Number of 3x3 convolutions after the first one.
-        max_features: Upper bound on the channels of any layer, ``None`` for no bound.
+        pyramid: Shape of the network; the length of its code is not used.
         normalisation: Builds what follows the inner convolutions from their number of channels.
     """
 
-    def __init__(
-        self,
-        image_size: tuple[int, int],
-        input_channels: int,
-        n_features: int,
-        extra_layers: int = 0,
-        max_features: int | None = None,
-        normalisation: Callable[[int], nn.Module] = nn.BatchNorm2d,
-    ) -> None:
+    def __init__(self, pyramid: Pyramid, normalisation: Callable[[int], nn.Module] = nn.BatchNorm2d) -> None:
         super().__init__()
-        encoder = Encoder(
-            image_size, input_channels, n_features, 1, extra_layers, max_features, normalisation=normalisation
-        )
+        encoder = Encoder(replace(pyramid, latent_vec_size=1, add_final_conv_layer=True), normalisation)
         self.features = encoder.features
         self.classifier = encoder.to_latent
 
@@ -246,10 +229,10 @@ class Discriminator(nn.Module):
         """Judge images.
 
         Args:
-            images: Shape ``(B, input_channels, H, W)``.
+            images: Shape ``(B, C, H, W)``.
 
         Returns:
-            Logits ``(B,)``, positive for real, and features ``(B, C, h, w)``.
+            Logits ``(B,)``, positive for real, and features ``(B, F, h, w)``.
         """
         features = self.features(images)
         return self.classifier(features).flatten(), features

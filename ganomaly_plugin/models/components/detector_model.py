@@ -8,7 +8,7 @@ from anomalib.data import InferenceBatch
 from anomalib.models.components import GaussianBlur2d
 from torch import nn
 
-from ganomaly_plugin.models.components.dcgan import MINIMUM_IMAGE_SIZE
+from ganomaly_plugin.models.components.dcgan import Pyramid
 
 LUMINANCE = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey (ITU-R BT.601), as Pillow and torchvision have them."""
@@ -20,46 +20,40 @@ class DetectorModel(nn.Module):
     A subclass implements :meth:`infer` and, where it rebuilds images, :meth:`rebuild`.
 
     Args:
-        image_size: Height and width of the images in pixels, each at least 28.
-        input_channels: 3 for colour, 1 for grey; colour images are turned grey inside the model.
+        pyramid: Shape of the networks, for images with one channel or three; colour images are turned grey inside a
+            model with one.
         map_sigma: Standard deviation in pixels of the Gaussian that smooths the anomaly map.
 
     Raises:
         ValueError: If an argument is out of its range; the message names the value, the rule and what works.
     """
 
-    def __init__(self, image_size: tuple[int, int], input_channels: int = 3, map_sigma: float = 2.0) -> None:
+    def __init__(self, pyramid: Pyramid, map_sigma: float) -> None:
         super().__init__()
-        height, width = image_size
-        if min(height, width) < MINIMUM_IMAGE_SIZE:
-            nearest = (max(height, MINIMUM_IMAGE_SIZE), max(width, MINIMUM_IMAGE_SIZE))
-            rule = f"each side must be at least {MINIMUM_IMAGE_SIZE}"
-            msg = f"image_size is {image_size}; {rule}: the nearest is {nearest}."
-            raise ValueError(msg)
-        if input_channels not in {1, 3}:
-            msg = f"input_channels is {input_channels}; choose 1 (grey) or 3 (colour)."
+        if pyramid.channels not in {1, 3}:
+            msg = f"input_channels is {pyramid.channels}; choose 1 (grey) or 3 (colour)."
             raise ValueError(msg)
         # The blur's kernel reaches 4 standard deviations and is reflected at the border.
-        largest_sigma = (min(height, width) - 1) / 4 - 0.5
+        largest_sigma = (min(pyramid.image_size) - 1) / 4 - 0.5
         if not 0 < map_sigma <= largest_sigma:
-            msg = f"map_sigma is {map_sigma} pixels; for images of {image_size} choose one in (0, {largest_sigma}]."
+            size = pyramid.image_size
+            msg = f"map_sigma is {map_sigma} pixels; for images of {size} choose one in (0, {largest_sigma}]."
             raise ValueError(msg)
-        self.image_size = image_size
-        self.input_channels = input_channels
+        self.pyramid = pyramid
         self.smooth = GaussianBlur2d(sigma=map_sigma)
         self.register_buffer("luminance", torch.tensor(LUMINANCE).view(1, 3, 1, 1), persistent=False)
         self.luminance: torch.Tensor
 
     @abstractmethod
     def infer(self, images: torch.Tensor) -> InferenceBatch:
-        """Score images ``(B, input_channels, H, W)`` in [-1, 1], each by itself.
+        """Score images ``(B, C, H, W)`` in [-1, 1], each by itself.
 
         Returns:
             ``pred_score`` ``(B,)`` and ``anomaly_map`` ``(B, 1, H, W)``, non-negative.
         """
 
     def rebuild(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the reconstructions of images ``(B, input_channels, H, W)`` in [-1, 1], of their shape and range."""
+        """Return the reconstructions of images ``(B, C, H, W)`` in [-1, 1], of their shape and range."""
         raise NotImplementedError
 
     def reconstruct(self, images: torch.Tensor) -> torch.Tensor:
@@ -89,51 +83,12 @@ class DetectorModel(nn.Module):
 
     def to_input(self, images: torch.Tensor) -> torch.Tensor:
         """Bring images into the networks' channels and memory layout."""
-        if images.shape[-2:] != self.image_size:
+        if images.shape[-2:] != self.pyramid.image_size:
             msg = (
-                f"The images are {tuple(images.shape[-2:])} pixels, but the model is built for {self.image_size}: "
-                f"set image_size to the images' size, or let a pre-processor resize them."
+                f"The images are {tuple(images.shape[-2:])} pixels, but the model is built for "
+                f"{self.pyramid.image_size}: set image_size to the images' size, or let a pre-processor resize them."
             )
             raise ValueError(msg)
-        if self.input_channels == 1 and images.shape[1] == 3:
+        if self.pyramid.channels == 1 and images.shape[1] == 3:
             images = (images * self.luminance).sum(1, keepdim=True)
         return images.contiguous(memory_format=torch.channels_last)
-
-
-def check_at_least(minimum: float, **values: float) -> None:
-    """Refuse arguments below their minimum.
-
-    Raises:
-        ValueError: Naming the argument, its value and the minimum.
-    """
-    for name, value in values.items():
-        if not value >= minimum:
-            msg = f"{name} is {value}; it must be at least {minimum}."
-            raise ValueError(msg)
-
-
-def check_share(**values: float) -> None:
-    """Refuse arguments outside [0, 1].
-
-    Raises:
-        ValueError: Naming the argument, its value and the range.
-    """
-    for name, value in values.items():
-        if not 0 <= value <= 1:
-            msg = f"{name} is {value}; it is a share, which lies in [0, 1]."
-            raise ValueError(msg)
-
-
-def check_adam(lr: float, beta1: float = 0.9, beta2: float = 0.999) -> None:
-    """Refuse what Adam cannot train with.
-
-    Raises:
-        ValueError: Naming the argument, its value and the rule.
-    """
-    if not lr > 0:
-        msg = f"lr is {lr}; the learning rate must be positive (GANomaly's is 0.0002)."
-        raise ValueError(msg)
-    for name, value in (("beta1", beta1), ("beta2", beta2)):
-        if not 0 <= value < 1:
-            msg = f"{name} is {value}; Adam's decay rates lie in [0, 1)."
-            raise ValueError(msg)

@@ -18,8 +18,7 @@ class GANModel(DetectorModel, Generic[Networks]):
     A subclass calls :meth:`adopt` at the end of its construction.
 
     Args:
-        image_size: Height and width of the images in pixels, each at least 28.
-        input_channels: 3 for colour, 1 for grey; colour images are turned grey inside the model.
+        pyramid: Shape of the networks.
         map_sigma: Standard deviation in pixels of the Gaussian that smooths the anomaly map.
 
     Attributes:

@@ -8,14 +8,8 @@ from anomalib.data import InferenceBatch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 
-from ganomaly_plugin.models.components.dcgan import (
-    Decoder,
-    Encoder,
-    initialise_weights,
-    pyramid_sizes,
-    pyramid_widths,
-)
-from ganomaly_plugin.models.components.detector_model import check_at_least, check_share
+from ganomaly_plugin.models.components.checks import check_share
+from ganomaly_plugin.models.components.dcgan import Decoder, Encoder, Pyramid, initialise_weights
 from ganomaly_plugin.models.components.gan_model import GANModel
 from ganomaly_plugin.models.components.scores import reconstruction_error
 
@@ -32,27 +26,16 @@ class JointDiscriminator(nn.Module):
     """Tells an image with its encoding from a generated image with its code.
 
     Args:
-        image_size: Height and width of the images in pixels.
-        input_channels: Channels of the images.
-        n_features: Channels after the first convolution.
-        latent_vec_size: Length of the latent code.
-        max_features: Upper bound on the channels of any convolution, ``None`` for unbounded doubling.
+        pyramid: Shape of the networks.
     """
 
-    def __init__(
-        self,
-        image_size: tuple[int, int],
-        input_channels: int,
-        n_features: int,
-        latent_vec_size: int,
-        max_features: int | None = None,
-    ) -> None:
+    def __init__(self, pyramid: Pyramid) -> None:
         super().__init__()
-        sizes = pyramid_sizes(image_size)[1:]
-        width = pyramid_widths(len(sizes), n_features, max_features)[-1] * sizes[-1][0] * sizes[-1][1]
-        self.of_image = Encoder(image_size, input_channels, n_features, 1, 0, max_features).features
-        self.of_latent = nn.Linear(latent_vec_size, LATENT_FEATURES)
-        self.joint = nn.Linear(width + LATENT_FEATURES, JOINT_FEATURES)
+        height, width = pyramid.sizes[-1]
+        image_features = pyramid.widths[-1] * height * width
+        self.of_image = Encoder(pyramid).features
+        self.of_latent = nn.Linear(pyramid.latent_vec_size, LATENT_FEATURES)
+        self.joint = nn.Linear(image_features + LATENT_FEATURES, JOINT_FEATURES)
         self.classifier = nn.Linear(JOINT_FEATURES, 1)
         self.dropout = nn.Dropout(0.5)
 
@@ -60,7 +43,7 @@ class JointDiscriminator(nn.Module):
         """Judge pairs.
 
         Args:
-            images: Shape ``(B, input_channels, H, W)``.
+            images: Shape ``(B, C, H, W)``.
             latent: Codes ``(B, Z, 1, 1)``.
 
         Returns:
@@ -76,26 +59,14 @@ class BiGAN(nn.Module):
     """Encoder, generator and joint discriminator.
 
     Args:
-        image_size: Height and width of the images in pixels.
-        input_channels: Channels of the images.
-        n_features: Channels after the first convolution.
-        latent_vec_size: Length of the latent code.
-        max_features: Upper bound on the channels of any convolution, ``None`` for unbounded doubling.
+        pyramid: Shape of the networks.
     """
 
-    def __init__(
-        self,
-        image_size: tuple[int, int],
-        input_channels: int,
-        n_features: int,
-        latent_vec_size: int,
-        max_features: int | None = None,
-    ) -> None:
+    def __init__(self, pyramid: Pyramid) -> None:
         super().__init__()
-        shape = (image_size, input_channels, n_features, latent_vec_size)
-        self.encoder = Encoder(*shape, max_features=max_features)
-        self.generator = Decoder(*shape, max_features=max_features)
-        self.discriminator = JointDiscriminator(*shape, max_features=max_features)
+        self.encoder = Encoder(pyramid)
+        self.generator = Decoder(pyramid)
+        self.discriminator = JointDiscriminator(pyramid)
         initialise_weights(self)
 
 
@@ -108,11 +79,7 @@ class EGBADModel(GANModel[BiGAN]):
     discriminator, so it is part of the inference.
 
     Args:
-        image_size: Height and width of the images in pixels, each at least 28.
-        input_channels: 3 for colour, 1 for grey; colour images are turned grey inside the model.
-        n_features: Channels after the first convolution.
-        latent_vec_size: Length of the latent code.
-        max_features: Upper bound on the channels of any convolution, ``None`` for unbounded doubling.
+        pyramid: Shape of the networks.
         score: ``feature_matching`` or ``cross_entropy``.
         weight: Share of the discriminator's part in the score, in [0, 1].
         map_sigma: Standard deviation in pixels of the Gaussian that smooths the anomaly map.
@@ -123,25 +90,19 @@ class EGBADModel(GANModel[BiGAN]):
 
     def __init__(
         self,
-        image_size: tuple[int, int],
-        input_channels: int = 3,
-        n_features: int = 32,
-        latent_vec_size: int = 200,
-        max_features: int | None = 512,
+        pyramid: Pyramid,
         score: Score = "feature_matching",
         weight: float = 0.1,
         map_sigma: float = 2.0,
     ) -> None:
-        super().__init__(image_size, input_channels, map_sigma)
-        check_at_least(1, n_features=n_features, latent_vec_size=latent_vec_size)
+        super().__init__(pyramid, map_sigma)
         check_share(weight=weight)
         if score not in SCORES:
             msg = f"score is {score!r}; choose one of {', '.join(SCORES)}."
             raise ValueError(msg)
         self.score = score
         self.weight = weight
-        self.latent_vec_size = latent_vec_size
-        self.adopt(BiGAN(image_size, input_channels, n_features, latent_vec_size, max_features))
+        self.adopt(BiGAN(pyramid))
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | InferenceBatch:
         """Judge true pairs and generated ones in training, score images in evaluation.
@@ -157,18 +118,18 @@ class EGBADModel(GANModel[BiGAN]):
             return self.predict(images)
         images = self.to_input(images)
         networks = self.networks
-        latent = torch.randn(len(images), self.latent_vec_size, 1, 1, device=images.device)
+        latent = torch.randn(len(images), self.pyramid.latent_vec_size, 1, 1, device=images.device)
         true_logits, _ = networks.discriminator(images, networks.encoder(images))
         generated_logits, _ = networks.discriminator(networks.generator(latent), latent)
         return true_logits, generated_logits
 
     def rebuild(self, images: torch.Tensor) -> torch.Tensor:
-        """Return what the generator makes of the encodings of images ``(B, input_channels, H, W)``."""
+        """Return what the generator makes of the encodings of images ``(B, C, H, W)``."""
         reconstructions: torch.Tensor = self.averaged.generator(self.averaged.encoder(images))
         return reconstructions
 
     def infer(self, images: torch.Tensor) -> InferenceBatch:
-        """Score images ``(B, input_channels, H, W)`` by the averaged networks."""
+        """Score images ``(B, C, H, W)`` by the averaged networks."""
         networks = self.averaged
         latent = networks.encoder(images)
         reconstructions = networks.generator(latent)

@@ -14,8 +14,9 @@ from anomalib.visualization import Visualizer
 from torch import nn
 
 from ganomaly_plugin.models.components.adversarial import RoutedGradients
+from ganomaly_plugin.models.components.checks import check_adam, check_at_least, check_share
+from ganomaly_plugin.models.components.dcgan import Pyramid
 from ganomaly_plugin.models.components.detector import OneClassDetector, to_size
-from ganomaly_plugin.models.components.detector_model import check_adam, check_at_least, check_share
 
 from .loss import critic_loss, generator_loss, gradient_penalty
 from .torch_model import FAnoGANModel
@@ -88,7 +89,8 @@ class FAnoGAN(RoutedGradients, OneClassDetector, AnomalibModule):  # type: ignor
         check_at_least(1, critic_steps=critic_steps)
         check_at_least(0, penalty=penalty)
         check_share(gan_share=gan_share)
-        model = FAnoGANModel(size, input_channels, n_features, latent_vec_size, max_features, kappa, map_sigma)
+        pyramid = Pyramid(size, input_channels, n_features, latent_vec_size, max_features)
+        model = FAnoGANModel(pyramid, kappa, map_sigma)
         super().__init__(
             pre_processor=self.configure_pre_processor(size) if pre_processor is True else pre_processor,
             post_processor=post_processor,

@@ -8,8 +8,8 @@ import torch
 from anomalib.data import InferenceBatch
 from torch import nn
 
-from ganomaly_plugin.models.components.dcgan import Decoder, Discriminator, Encoder, initialise_weights
-from ganomaly_plugin.models.components.detector_model import check_at_least
+from ganomaly_plugin.models.components.checks import check_at_least
+from ganomaly_plugin.models.components.dcgan import Decoder, Discriminator, Encoder, Pyramid, initialise_weights
 from ganomaly_plugin.models.components.gan_model import GANModel
 from ganomaly_plugin.models.components.scores import reconstruction_error
 
@@ -26,29 +26,15 @@ class EncodedGAN(nn.Module):
     """Generator, critic, and the encoder that inverts the generator.
 
     Args:
-        image_size: Height and width of the images in pixels.
-        input_channels: Channels of the images.
-        n_features: Channels after the first convolution.
-        latent_vec_size: Length of the latent code.
-        max_features: Upper bound on the channels of any layer, ``None`` for unbounded doubling.
+        pyramid: Shape of the networks.
     """
 
-    def __init__(
-        self,
-        image_size: tuple[int, int],
-        input_channels: int,
-        n_features: int,
-        latent_vec_size: int,
-        max_features: int | None = None,
-    ) -> None:
+    def __init__(self, pyramid: Pyramid) -> None:
         super().__init__()
-        shape = (image_size, input_channels, n_features, latent_vec_size)
-        self.generator = Decoder(*shape, max_features=max_features)
+        self.generator = Decoder(pyramid)
         # Batch statistics would make an image's gradient depend on its neighbours, which the penalty does not know.
-        self.critic = Discriminator(
-            image_size, input_channels, n_features, max_features=max_features, normalisation=partial(nn.GroupNorm, 1)
-        )
-        self.encoder = nn.Sequential(Encoder(*shape, max_features=max_features), nn.Tanh())
+        self.critic = Discriminator(pyramid, normalisation=partial(nn.GroupNorm, 1))
+        self.encoder = nn.Sequential(Encoder(pyramid), nn.Tanh())
         initialise_weights(self)
 
     def rebuild(self, images: torch.Tensor) -> torch.Tensor:
@@ -64,11 +50,7 @@ class FAnoGANModel(GANModel[EncodedGAN]):
     they are, and :meth:`residual` is what the encoder minimises. The score is the same residual.
 
     Args:
-        image_size: Height and width of the images in pixels, each at least 28.
-        input_channels: 3 for colour, 1 for grey; colour images are turned grey inside the model.
-        n_features: Channels after the first convolution.
-        latent_vec_size: Length of the latent code.
-        max_features: Upper bound on the channels of any layer, ``None`` for unbounded doubling.
+        pyramid: Shape of the networks.
         kappa: Weight of the critic's features in residual and score.
         map_sigma: Standard deviation in pixels of the Gaussian that smooths the anomaly map.
 
@@ -78,20 +60,14 @@ class FAnoGANModel(GANModel[EncodedGAN]):
 
     def __init__(
         self,
-        image_size: tuple[int, int],
-        input_channels: int = 3,
-        n_features: int = 32,
-        latent_vec_size: int = 128,
-        max_features: int | None = 512,
+        pyramid: Pyramid,
         kappa: float = 1.0,
         map_sigma: float = 2.0,
     ) -> None:
-        super().__init__(image_size, input_channels, map_sigma)
-        check_at_least(1, n_features=n_features, latent_vec_size=latent_vec_size)
+        super().__init__(pyramid, map_sigma)
         check_at_least(0, kappa=kappa)
         self.kappa = kappa
-        self.latent_vec_size = latent_vec_size
-        self.adopt(EncodedGAN(image_size, input_channels, n_features, latent_vec_size, max_features))
+        self.adopt(EncodedGAN(pyramid))
 
     def forward(self, images: torch.Tensor) -> InferenceBatch:
         """Score images ``(B, 3, H, W)`` in [-1, 1], or ``(B, 1, H, W)`` if the model has one channel."""
@@ -100,7 +76,7 @@ class FAnoGANModel(GANModel[EncodedGAN]):
     def judge(self, images: torch.Tensor) -> Verdicts:
         """Judge images ``(B, 3, H, W)`` in [-1, 1] and as many generated ones."""
         images = self.to_input(images)
-        latent = torch.randn(len(images), self.latent_vec_size, 1, 1, device=images.device)
+        latent = torch.randn(len(images), self.pyramid.latent_vec_size, 1, 1, device=images.device)
         generated = self.networks.generator(latent)
         share = torch.rand(len(images), 1, 1, 1, device=images.device)
         real_verdicts, _ = self.networks.critic(images)
@@ -129,11 +105,11 @@ class FAnoGANModel(GANModel[EncodedGAN]):
         return of_pixels + self.kappa * (features - rebuilt_features).square().flatten(1).mean(1)
 
     def rebuild(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the reconstructions of images ``(B, input_channels, H, W)``."""
+        """Return the reconstructions of images ``(B, C, H, W)``."""
         return self.averaged.rebuild(images)
 
     def infer(self, images: torch.Tensor) -> InferenceBatch:
-        """Score images ``(B, input_channels, H, W)`` by the averaged networks."""
+        """Score images ``(B, C, H, W)`` by the averaged networks."""
         rebuilt = self.rebuild(images)
         error = reconstruction_error(images, rebuilt)
         return InferenceBatch(pred_score=self.residual(images, rebuilt), anomaly_map=self.smooth(error))

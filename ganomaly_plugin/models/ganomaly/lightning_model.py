@@ -15,9 +15,9 @@ from anomalib.visualization import Visualizer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from ganomaly_plugin.models.components.adversarial import DiscriminatorRestart, RoutedGradients
-from ganomaly_plugin.models.components.dcgan import Discriminator, initialise_weights
+from ganomaly_plugin.models.components.checks import check_adam, check_at_least
+from ganomaly_plugin.models.components.dcgan import Discriminator, Pyramid, initialise_weights
 from ganomaly_plugin.models.components.detector import OneClassDetector, to_size
-from ganomaly_plugin.models.components.detector_model import check_adam, check_at_least
 from ganomaly_plugin.models.components.scores import whitening_precision
 
 from .loss import (
@@ -128,18 +128,10 @@ class GANomaly(DiscriminatorRestart, RoutedGradients, OneClassDetector, Anomalib
         if adversarial not in ADVERSARIAL_FORMS:
             msg = f"adversarial is {adversarial!r}; choose one of {', '.join(ADVERSARIAL_FORMS)}."
             raise ValueError(msg)
-        model = GANomalyModel(
-            size,
-            input_channels,
-            n_features,
-            latent_vec_size,
-            extra_layers,
-            max_features,
-            add_final_conv_layer,
-            score,
-            map_sigma,
-            average_weights,
+        pyramid = Pyramid(
+            size, input_channels, n_features, latent_vec_size, max_features, extra_layers, add_final_conv_layer
         )
+        model = GANomalyModel(pyramid, score, map_sigma, average_weights)
         super().__init__(
             pre_processor=self.configure_pre_processor(size) if pre_processor is True else pre_processor,
             post_processor=post_processor,
@@ -152,7 +144,7 @@ class GANomaly(DiscriminatorRestart, RoutedGradients, OneClassDetector, Anomalib
                 "GANomaly's batch_size=%s has no effect: set data.train_batch_size of the datamodule.", batch_size
             )
         self.model: GANomalyModel = model
-        self.discriminator = Discriminator(size, input_channels, n_features, extra_layers, max_features)
+        self.discriminator = Discriminator(pyramid)
         initialise_weights(self.discriminator)
         self.discriminator.to(memory_format=torch.channels_last)
         self.wadv = wadv

@@ -8,8 +8,8 @@ from anomalib.data import InferenceBatch
 from torch import nn
 
 from ganomaly_plugin.models.components.averaging import power_average
-from ganomaly_plugin.models.components.dcgan import Decoder, Encoder, initialise_weights
-from ganomaly_plugin.models.components.detector_model import DetectorModel, check_at_least
+from ganomaly_plugin.models.components.dcgan import Decoder, Encoder, Pyramid, initialise_weights
+from ganomaly_plugin.models.components.detector_model import DetectorModel
 from ganomaly_plugin.models.components.scores import (
     latent_l1_score,
     latent_l2_score,
@@ -26,9 +26,9 @@ class GeneratorOutput(NamedTuple):
     """What the generator makes of a batch.
 
     Attributes:
-        images: The images as the networks see them, ``(B, input_channels, H, W)`` in [-1, 1].
+        images: The images as the networks see them, ``(B, C, H, W)`` in [-1, 1].
         reconstructions: Same shape and range.
-        latent: Codes of the images, ``(B, latent_vec_size, 1, 1)``.
+        latent: Codes of the images, ``(B, Z, 1, 1)``.
         latent_of_reconstruction: Codes of the reconstructions, same shape.
     """
 
@@ -42,41 +42,17 @@ class Generator(nn.Module):
     """Encoder, decoder and a second encoder with weights of its own (paper, section 3.1).
 
     Args:
-        image_size: Height and width of the images in pixels.
-        input_channels: Channels of the images.
-        n_features: Channels after the first convolution.
-        latent_vec_size: Length of the latent code.
-        extra_layers: Number of additional 3x3 convolutions in each network.
-        max_features: Upper bound on the channels of any layer, ``None`` for no bound.
-        add_final_conv_layer: If ``False``, the latent code is the last feature map itself.
+        pyramid: Shape of the networks.
     """
 
-    def __init__(
-        self,
-        image_size: tuple[int, int],
-        input_channels: int,
-        n_features: int,
-        latent_vec_size: int,
-        extra_layers: int = 0,
-        max_features: int | None = None,
-        add_final_conv_layer: bool = True,
-    ) -> None:
+    def __init__(self, pyramid: Pyramid) -> None:
         super().__init__()
-        shape = (
-            image_size,
-            input_channels,
-            n_features,
-            latent_vec_size,
-            extra_layers,
-            max_features,
-            add_final_conv_layer,
-        )
-        self.encoder1 = Encoder(*shape)
-        self.decoder = Decoder(*shape)
-        self.encoder2 = Encoder(*shape)
+        self.encoder1 = Encoder(pyramid)
+        self.decoder = Decoder(pyramid)
+        self.encoder2 = Encoder(pyramid)
 
     def forward(self, images: torch.Tensor) -> GeneratorOutput:
-        """Rebuild images ``(B, input_channels, H, W)`` in [-1, 1] and encode them before and after."""
+        """Rebuild images ``(B, C, H, W)`` in [-1, 1] and encode them before and after."""
         latent = self.encoder1(images)
         reconstructions = self.decoder(latent)
         return GeneratorOutput(images, reconstructions, latent, self.encoder2(reconstructions))
@@ -88,13 +64,7 @@ class GANomalyModel(DetectorModel):
     The discriminator is needed for training alone and lives in the Lightning module, so nothing that infers carries it.
 
     Args:
-        image_size: Height and width of the images in pixels, each at least 28.
-        input_channels: 3 for colour, 1 for grey; colour images are turned grey inside the model.
-        n_features: Channels after the first convolution.
-        latent_vec_size: Length of the latent code.
-        extra_layers: Number of additional 3x3 convolutions in each network.
-        max_features: Upper bound on the channels of any layer, ``None`` for the paper's unbounded doubling.
-        add_final_conv_layer: If ``False``, the latent code is the last feature map itself.
+        pyramid: Shape of the networks.
         score: ``latent_l1`` (the paper), ``latent_l2`` (its code), ``latent_relative`` (as a share of the code's
             length), ``latent_whitened`` (in units of what is usual among training images, see ``precision``) or
             ``reconstruction`` (the map's mean).
@@ -102,7 +72,7 @@ class GANomalyModel(DetectorModel):
         average_weights: Whether to infer with a running average of the generator's weights.
 
     Attributes:
-        precision: Buffer ``(latent_vec_size, latent_vec_size)`` that weighs the latent difference in
+        precision: Buffer ``(Z, Z)`` that weighs the latent difference in
             ``latent_whitened``; the identity until the training sets it.
 
     Raises:
@@ -111,42 +81,23 @@ class GANomalyModel(DetectorModel):
 
     def __init__(
         self,
-        image_size: tuple[int, int],
-        input_channels: int = 3,
-        n_features: int = 64,
-        latent_vec_size: int = 100,
-        extra_layers: int = 0,
-        max_features: int | None = 512,
-        add_final_conv_layer: bool = True,
+        pyramid: Pyramid,
         score: Score = "latent_l1",
         map_sigma: float = 2.0,
         average_weights: bool = True,
     ) -> None:
-        super().__init__(image_size, input_channels, map_sigma)
-        check_at_least(1, n_features=n_features, latent_vec_size=latent_vec_size)
-        check_at_least(0, extra_layers=extra_layers)
-        if max_features is not None and max_features < n_features:
-            msg = f"max_features is {max_features}; it must be None or at least n_features, which is {n_features}."
-            raise ValueError(msg)
+        super().__init__(pyramid, map_sigma)
         if score not in SCORES:
             msg = f"score is {score!r}; choose one of {', '.join(SCORES)}."
             raise ValueError(msg)
-        if score == "latent_whitened" and not add_final_conv_layer:
+        if score == "latent_whitened" and not pyramid.add_final_conv_layer:
             msg = "score is 'latent_whitened', which needs a latent vector: set add_final_conv_layer to True."
             raise ValueError(msg)
         self.score = score
-        self.generator = Generator(
-            image_size,
-            input_channels,
-            n_features,
-            latent_vec_size,
-            extra_layers,
-            max_features,
-            add_final_conv_layer,
-        )
+        self.generator = Generator(pyramid)
         initialise_weights(self.generator)
-        if add_final_conv_layer:
-            self.register_buffer("precision", torch.eye(latent_vec_size))
+        if pyramid.add_final_conv_layer:
+            self.register_buffer("precision", torch.eye(pyramid.latent_vec_size))
             self.precision: torch.Tensor
         # A quarter faster than the default layout on CPUs, and what tensor cores want.
         self.to(memory_format=torch.channels_last)
@@ -180,7 +131,7 @@ class GANomalyModel(DetectorModel):
         return self.predict(images)
 
     def rebuild(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the reconstructions of images ``(B, input_channels, H, W)``."""
+        """Return the reconstructions of images ``(B, C, H, W)``."""
         reconstructions: torch.Tensor = self.inference_generator.decoder(self.inference_generator.encoder1(images))
         return reconstructions
 
@@ -190,7 +141,7 @@ class GANomalyModel(DetectorModel):
         return output.latent, output.latent_of_reconstruction
 
     def infer(self, images: torch.Tensor) -> InferenceBatch:
-        """Score images ``(B, input_channels, H, W)`` by their codes, and map where they were rebuilt badly."""
+        """Score images ``(B, C, H, W)`` by their codes, and map where they were rebuilt badly."""
         images, reconstructions, latent, latent_of_reconstruction = self.inference_generator(images)
         error = reconstruction_error(images, reconstructions)
         if self.score == "latent_l1":

@@ -17,8 +17,9 @@ from ganomaly_plugin.models.components.adversarial import (
     discriminator_loss,
     generator_loss,
 )
+from ganomaly_plugin.models.components.checks import check_adam, check_at_least
+from ganomaly_plugin.models.components.dcgan import Pyramid
 from ganomaly_plugin.models.components.detector import OneClassDetector, to_size
-from ganomaly_plugin.models.components.detector_model import check_adam, check_at_least
 
 from .torch_model import SkipGANomalyModel
 
@@ -79,7 +80,7 @@ class SkipGANomaly(DiscriminatorRestart, RoutedGradients, OneClassDetector, Anom
         image_size = size = to_size(image_size)  # Keeps the argument's name, by which checkpoints store it.
         check_adam(lr, beta1, beta2)
         check_at_least(0, wadv=wadv, wcon=wcon, wlat=wlat)
-        model = SkipGANomalyModel(size, input_channels, n_features, latent_vec_size, weight, map_sigma)
+        model = SkipGANomalyModel(Pyramid(size, input_channels, n_features, latent_vec_size), weight, map_sigma)
         super().__init__(
             pre_processor=self.configure_pre_processor(size) if pre_processor is True else pre_processor,
             post_processor=post_processor,

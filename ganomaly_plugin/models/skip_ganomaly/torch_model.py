@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The networks of Skip-GANomaly (Akcay et al., IJCNN 2019), in plain PyTorch."""
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -8,8 +9,8 @@ import torch
 from anomalib.data import InferenceBatch
 from torch import nn
 
-from ganomaly_plugin.models.components.dcgan import Encoder, initialise_weights, pyramid_widths
-from ganomaly_plugin.models.components.detector_model import check_at_least, check_share
+from ganomaly_plugin.models.components.checks import check_share
+from ganomaly_plugin.models.components.dcgan import Encoder, Pyramid, initialise_weights
 from ganomaly_plugin.models.components.gan_model import GANModel
 from ganomaly_plugin.models.components.scores import reconstruction_error
 
@@ -35,16 +36,15 @@ class UNet(nn.Module):
     output padding on the way up.
 
     Args:
-        image_size: Height and width of the images in pixels.
-        channels: Channels of the images.
-        n_features: Channels after the first convolution.
+        pyramid: Shape of the network, of which image size, channels and features count.
     """
 
-    def __init__(self, image_size: tuple[int, int], channels: int, n_features: int) -> None:
+    def __init__(self, pyramid: Pyramid) -> None:
         super().__init__()
-        n_stages = min(image_size).bit_length() - 1
-        sizes = [(image_size[0] >> stage, image_size[1] >> stage) for stage in range(n_stages + 1)]
-        widths = [channels, *pyramid_widths(n_stages, n_features, WIDENING * n_features)]
+        height, width = pyramid.image_size
+        n_stages = min(height, width).bit_length() - 1
+        sizes = [(height >> stage, width >> stage) for stage in range(n_stages + 1)]
+        widths = [pyramid.channels, *(pyramid.n_features * min(2**stage, WIDENING) for stage in range(n_stages))]
         self.down = nn.ModuleList()
         self.up = nn.ModuleList()
         for stage, ((outer, inner), (larger, smaller)) in enumerate(
@@ -92,22 +92,17 @@ class FeatureDiscriminator(nn.Module):
     """Tells images from reconstructions by a vector of features.
 
     Args:
-        image_size: Height and width of the images in pixels.
-        input_channels: Channels of the images.
-        n_features: Channels after the first convolution.
-        latent_vec_size: Length of the vector.
+        pyramid: Shape of the networks.
     """
 
-    def __init__(self, image_size: tuple[int, int], input_channels: int, n_features: int, latent_vec_size: int) -> None:
+    def __init__(self, pyramid: Pyramid) -> None:
         super().__init__()
-        self.features = Encoder(
-            image_size, input_channels, n_features, latent_vec_size, max_features=WIDENING * n_features
-        )
+        self.features = Encoder(replace(pyramid, max_features=WIDENING * pyramid.n_features))
         # The code's 3x3 kernel on one padded pixel, without the weights that see padding alone.
-        self.classifier = nn.Conv2d(latent_vec_size, 1, 1, bias=False)
+        self.classifier = nn.Conv2d(pyramid.latent_vec_size, 1, 1, bias=False)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Judge images ``(B, input_channels, H, W)``.
+        """Judge images ``(B, C, H, W)``.
 
         Returns:
             Logits ``(B,)``, positive for real, and features ``(B, latent_vec_size, 1, 1)``.
@@ -120,16 +115,13 @@ class SkipGAN(nn.Module):
     """Generator and discriminator.
 
     Args:
-        image_size: Height and width of the images in pixels.
-        input_channels: Channels of the images.
-        n_features: Channels after the first convolution of each network.
-        latent_vec_size: Length of the discriminator's vector of features.
+        pyramid: Shape of the networks.
     """
 
-    def __init__(self, image_size: tuple[int, int], input_channels: int, n_features: int, latent_vec_size: int) -> None:
+    def __init__(self, pyramid: Pyramid) -> None:
         super().__init__()
-        self.generator = UNet(image_size, input_channels, n_features)
-        self.discriminator = FeatureDiscriminator(image_size, input_channels, n_features, latent_vec_size)
+        self.generator = UNet(pyramid)
+        self.discriminator = FeatureDiscriminator(pyramid)
         initialise_weights(self)
 
 
@@ -140,10 +132,7 @@ class SkipGANomalyModel(GANModel[SkipGAN]):
     that of the discriminator's features (paper, eq. 6), so the discriminator is part of the inference.
 
     Args:
-        image_size: Height and width of the images in pixels, each at least 28.
-        input_channels: 3 for colour, 1 for grey; colour images are turned grey inside the model.
-        n_features: Channels after the first convolution of each network; the widest layers have eight times as many.
-        latent_vec_size: Length of the discriminator's vector of features.
+        pyramid: Shape of the networks.
         weight: Share of the discriminator's features in the score, in [0, 1].
         map_sigma: Standard deviation in pixels of the Gaussian that smooths the anomaly map.
 
@@ -153,18 +142,14 @@ class SkipGANomalyModel(GANModel[SkipGAN]):
 
     def __init__(
         self,
-        image_size: tuple[int, int],
-        input_channels: int = 3,
-        n_features: int = 32,
-        latent_vec_size: int = 100,
+        pyramid: Pyramid,
         weight: float = 0.1,
         map_sigma: float = 2.0,
     ) -> None:
-        super().__init__(image_size, input_channels, map_sigma)
-        check_at_least(1, n_features=n_features, latent_vec_size=latent_vec_size)
+        super().__init__(pyramid, map_sigma)
         check_share(weight=weight)
         self.weight = weight
-        self.adopt(SkipGAN(image_size, input_channels, n_features, latent_vec_size))
+        self.adopt(SkipGAN(pyramid))
 
     def forward(self, images: torch.Tensor) -> TrainingOutput | InferenceBatch:
         """Rebuild and judge images in training, score them in evaluation.
@@ -187,12 +172,12 @@ class SkipGANomalyModel(GANModel[SkipGAN]):
         )
 
     def rebuild(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the reconstructions of images ``(B, input_channels, H, W)``."""
+        """Return the reconstructions of images ``(B, C, H, W)``."""
         reconstructions: torch.Tensor = self.averaged.generator(images)
         return reconstructions
 
     def infer(self, images: torch.Tensor) -> InferenceBatch:
-        """Score images ``(B, input_channels, H, W)`` by the averaged networks."""
+        """Score images ``(B, C, H, W)`` by the averaged networks."""
         rebuilt = self.rebuild(images)
         (_, features), (_, rebuilt_features) = self.averaged.discriminator(images), self.averaged.discriminator(rebuilt)
         of_pixels = (images - rebuilt).square().flatten(1).mean(1)

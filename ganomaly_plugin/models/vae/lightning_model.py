@@ -9,8 +9,9 @@ from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 
+from ganomaly_plugin.models.components.checks import check_adam
+from ganomaly_plugin.models.components.dcgan import Pyramid
 from ganomaly_plugin.models.components.detector import OneClassDetector, to_size
-from ganomaly_plugin.models.components.detector_model import check_adam
 
 from .loss import gaussian_nll, kl_divergence
 from .torch_model import VAEModel
@@ -64,11 +65,7 @@ class VAE(OneClassDetector, AnomalibModule):  # type: ignore[misc]  # two of Lig
         image_size = size = to_size(image_size)  # Keeps the argument's name, by which checkpoints store it.
         check_adam(lr)
         model = VAEModel(
-            size,
-            input_channels,
-            n_features,
-            latent_vec_size,
-            max_features,
+            Pyramid(size, input_channels, n_features, latent_vec_size, max_features),
             n_samples,
             minimum_deviation,
             map_sigma,

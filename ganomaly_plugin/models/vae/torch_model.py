@@ -2,14 +2,16 @@
 """A variational autoencoder that scores by reconstruction probability (An and Cho, 2015), in plain PyTorch."""
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from anomalib.data import InferenceBatch
 from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 
-from ganomaly_plugin.models.components.dcgan import Decoder, Encoder, initialise_weights
-from ganomaly_plugin.models.components.detector_model import DetectorModel, check_at_least
+from ganomaly_plugin.models.components.checks import check_at_least
+from ganomaly_plugin.models.components.dcgan import Decoder, Encoder, Pyramid, initialise_weights
+from ganomaly_plugin.models.components.detector_model import DetectorModel
 
 from .loss import gaussian_nll
 
@@ -21,7 +23,7 @@ class VAEOutput(NamedTuple):
     """What the model makes of a batch in training.
 
     Attributes:
-        images: The images as the encoder sees them, ``(B, input_channels, H, W)`` in [-1, 1].
+        images: The images as the encoder sees them, ``(B, C, H, W)`` in [-1, 1].
         mean: Mean of every pixel under the decoder, same shape and range.
         deviation: Standard deviation of every pixel, same shape.
         latent_mean: Means of the codes, ``(B, Z, 1, 1)``.
@@ -44,11 +46,7 @@ class VAEModel(DetectorModel):
     is the same each time and in every export.
 
     Args:
-        image_size: Height and width of the images in pixels, each at least 28.
-        input_channels: 3 for colour, 1 for grey; colour images are turned grey inside the model.
-        n_features: Channels after the first convolution.
-        latent_vec_size: Length of the latent code.
-        max_features: Upper bound on the channels of any layer, ``None`` for unbounded doubling.
+        pyramid: Shape of the networks.
         n_samples: Samples of the code for a score.
         minimum_deviation: Floor of the pixels' standard deviations in the images' range of [-1, 1], without which the
             density of a border that never changes has no bound.
@@ -60,36 +58,30 @@ class VAEModel(DetectorModel):
 
     def __init__(
         self,
-        image_size: tuple[int, int],
-        input_channels: int = 3,
-        n_features: int = 32,
-        latent_vec_size: int = 16,
-        max_features: int | None = 512,
+        pyramid: Pyramid,
         n_samples: int = 10,
         minimum_deviation: float = 0.1,
         map_sigma: float = 2.0,
     ) -> None:
-        super().__init__(image_size, input_channels, map_sigma)
-        check_at_least(1, n_features=n_features, latent_vec_size=latent_vec_size, n_samples=n_samples)
+        super().__init__(pyramid, map_sigma)
+        check_at_least(1, n_samples=n_samples)
         check_at_least(1e-3, minimum_deviation=minimum_deviation)
         self.minimum_deviation = minimum_deviation
-        self.encoder = Encoder(image_size, input_channels, n_features, 2 * latent_vec_size, max_features=max_features)
-        self.decoder = Decoder(
-            image_size, 2 * input_channels, n_features, latent_vec_size, max_features=max_features, bounded=False
-        )
+        self.encoder = Encoder(replace(pyramid, latent_vec_size=2 * pyramid.latent_vec_size))
+        self.decoder = Decoder(replace(pyramid, channels=2 * pyramid.channels), bounded=False)
         initialise_weights(self)
-        noise = torch.randn(n_samples, latent_vec_size, 1, 1, generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(n_samples, pyramid.latent_vec_size, 1, 1, generator=torch.Generator().manual_seed(0))
         self.register_buffer("noise", noise)
         self.noise: torch.Tensor
         self.to(memory_format=torch.channels_last)
 
     def encode(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return means and log-variances of the codes ``(B, Z, 1, 1)`` of images ``(B, input_channels, H, W)``."""
+        """Return means and log-variances of the codes ``(B, Z, 1, 1)`` of images ``(B, C, H, W)``."""
         mean, log_variance = self.encoder(images).chunk(2, dim=1)
         return mean, log_variance.clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
 
     def decode(self, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return means in [-1, 1] and deviations of the pixels ``(B, input_channels, H, W)`` for codes."""
+        """Return means in [-1, 1] and deviations of the pixels ``(B, C, H, W)`` for codes."""
         mean, deviation = self.decoder(codes).chunk(2, dim=1)
         return mean.tanh(), F.softplus(deviation) + self.minimum_deviation
 
@@ -115,7 +107,7 @@ class VAEModel(DetectorModel):
         return self.decode(self.encode(images)[0])[0]
 
     def infer(self, images: torch.Tensor) -> InferenceBatch:
-        """Score images ``(B, input_channels, H, W)`` by the negative log-density of their pixels."""
+        """Score images ``(B, C, H, W)`` by the negative log-density of their pixels."""
         latent_mean, log_variance = self.encode(images)
         samples = latent_mean.unsqueeze(1) + (log_variance / 2).exp().unsqueeze(1) * self.noise
         mean, deviation = self.decode(samples.flatten(0, 1))

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Refusals of arguments that are out of their range, with the value, the rule and what works."""
+
+
+def check_at_least(minimum: float, **values: float) -> None:
+    """Refuse arguments below their minimum.
+
+    Raises:
+        ValueError: Naming the argument, its value and the minimum.
+    """
+    for name, value in values.items():
+        if not value >= minimum:
+            msg = f"{name} is {value}; it must be at least {minimum}."
+            raise ValueError(msg)
+
+
+def check_share(**values: float) -> None:
+    """Refuse arguments outside [0, 1].
+
+    Raises:
+        ValueError: Naming the argument, its value and the range.
+    """
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            msg = f"{name} is {value}; it is a share, which lies in [0, 1]."
+            raise ValueError(msg)
+
+
+def check_adam(lr: float, beta1: float = 0.9, beta2: float = 0.999) -> None:
+    """Refuse what Adam cannot train with.
+
+    Raises:
+        ValueError: Naming the argument, its value and the rule.
+    """
+    if not lr > 0:
+        msg = f"lr is {lr}; the learning rate must be positive (GANomaly's is 0.0002)."
+        raise ValueError(msg)
+    for name, value in (("beta1", beta1), ("beta2", beta2)):
+        if not 0 <= value < 1:
+            msg = f"{name} is {value}; Adam's decay rates lie in [0, 1)."
+            raise ValueError(msg)
