@@ -124,7 +124,7 @@ def time_steps(size: int, rounds: int, n_steps: int) -> dict[str, dict[str, floa
     import torch
 
     # Where the processor has no bf16 arithmetic, emulating it takes minutes and says nothing.
-    variants = (*FLOAT32, BF16) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else FLOAT32
+    variants = (*FLOAT32, BF16) if torch.cpu._is_avx512_bf16_supported() else FLOAT32
     context = multiprocessing.get_context("spawn")
     pipes = {}
     for variant in variants:

@@ -8,7 +8,7 @@ from anomalib.metrics import AUROC as StockAUROC
 from anomalib.post_processing import PostProcessor as StockPostProcessor
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from ganomaly_plugin.models.components.dcgan import Decoder, Encoder, Pyramid
+from ganomaly_plugin.models.components.dcgan import Decoder, Encoder, MapToVector, Pyramid, VectorToMap
 from ganomaly_plugin.models.components.metrics import AUROC, AveragePrecision
 from ganomaly_plugin.models.components.post_processor import OneClassPostProcessor
 from ganomaly_plugin.models.components.pre_processor import resize_antialiased
@@ -36,6 +36,11 @@ def fitted(scores: list[float], labels: list[int], masks: bool = False, **kwargs
     return post_processor
 
 
+def with_gradients(outputs: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Outputs, and the gradients of the sum of their squares."""
+    return outputs, *torch.autograd.grad(outputs.square().sum(), inputs)
+
+
 class TestPyramid:
     """Sizes and widths of the networks."""
 
@@ -53,6 +58,25 @@ class TestPyramid:
         """Widths double up to the cap."""
         assert Pyramid((64, 64), 3, 64, 100).widths == [64, 128, 256, 512]
         assert Pyramid((64, 64), 3, 64, 100, max_features=200).widths == [64, 128, 200, 200]
+
+    @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+    def test_vectors(self, layout: torch.memory_format) -> None:
+        """The matrix products are PyTorch's convolutions, forwards and backwards, in either memory format."""
+        noise = torch.Generator().manual_seed(0)
+        maps = torch.randn(2, 3, 4, 5, generator=noise).to(memory_format=layout).requires_grad_()
+        vectors = torch.randn(2, 6, 1, 1, generator=noise).requires_grad_()
+        down, up = MapToVector(3, 6, (4, 5), bias=False), VectorToMap(6, 3, (4, 5), bias=False)
+        for layer, convolution, inputs in (
+            (down, torch.nn.functional.conv2d, maps),
+            (up, torch.nn.functional.conv_transpose2d, vectors),
+        ):
+            layer.to(memory_format=layout)
+            for ours, expected in zip(
+                with_gradients(layer(inputs), inputs, layer.weight),
+                with_gradients(convolution(inputs, layer.weight), inputs, layer.weight),
+                strict=True,
+            ):
+                torch.testing.assert_close(ours, expected)
 
     @pytest.mark.parametrize("size", [(28, 45), (39, 39), (256, 234)])
     def test_decoder_mirrors_encoder(self, size: tuple[int, int]) -> None:
