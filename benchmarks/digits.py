@@ -7,6 +7,7 @@ repeated, so the script can be stopped and started again. ``GANomaly bf16`` trai
 processor can, most of them slowly.
 
     python benchmarks/digits.py [--seeds 0 1 2] [--classes 1 3 8] [--models GANomaly "GANomaly bf16"] [--jobs 2]
+        [--output results.json]
 """
 
 import argparse

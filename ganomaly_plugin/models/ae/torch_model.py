@@ -19,11 +19,7 @@ class AutoencoderModel(DetectorModel):
         ValueError: If an argument is out of its range; the message names the value, the rule and what works.
     """
 
-    def __init__(
-        self,
-        pyramid: Pyramid,
-        map_sigma: float = 2.0,
-    ) -> None:
+    def __init__(self, pyramid: Pyramid, map_sigma: float) -> None:
         super().__init__(pyramid, map_sigma)
         self.encoder = Encoder(pyramid)
         self.decoder = Decoder(pyramid)

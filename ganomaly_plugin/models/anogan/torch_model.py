@@ -50,13 +50,7 @@ class AnoGANModel(GANModel[DCGAN]):
         ValueError: If an argument is out of its range; the message names the value, the rule and what works.
     """
 
-    def __init__(
-        self,
-        pyramid: Pyramid,
-        steps: int = 500,
-        weight: float = 0.1,
-        map_sigma: float = 2.0,
-    ) -> None:
+    def __init__(self, pyramid: Pyramid, steps: int, weight: float, map_sigma: float) -> None:
         super().__init__(pyramid, map_sigma)
         check_at_least(1, steps=steps)
         check_share(weight=weight)

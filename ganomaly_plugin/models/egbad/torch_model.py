@@ -88,13 +88,7 @@ class EGBADModel(GANModel[BiGAN]):
         ValueError: If an argument is out of its range; the message names the value, the rule and what works.
     """
 
-    def __init__(
-        self,
-        pyramid: Pyramid,
-        score: Score = "feature_matching",
-        weight: float = 0.1,
-        map_sigma: float = 2.0,
-    ) -> None:
+    def __init__(self, pyramid: Pyramid, score: Score, weight: float, map_sigma: float) -> None:
         super().__init__(pyramid, map_sigma)
         check_share(weight=weight)
         if score not in SCORES:

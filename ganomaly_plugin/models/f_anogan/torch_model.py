@@ -58,12 +58,7 @@ class FAnoGANModel(GANModel[EncodedGAN]):
         ValueError: If an argument is out of its range; the message names the value, the rule and what works.
     """
 
-    def __init__(
-        self,
-        pyramid: Pyramid,
-        kappa: float = 1.0,
-        map_sigma: float = 2.0,
-    ) -> None:
+    def __init__(self, pyramid: Pyramid, kappa: float, map_sigma: float) -> None:
         super().__init__(pyramid, map_sigma)
         check_at_least(0, kappa=kappa)
         self.kappa = kappa

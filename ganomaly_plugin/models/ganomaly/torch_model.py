@@ -79,13 +79,7 @@ class GANomalyModel(DetectorModel):
         ValueError: If an argument is out of its range; the message names the value, the rule and what works.
     """
 
-    def __init__(
-        self,
-        pyramid: Pyramid,
-        score: Score = "latent_l1",
-        map_sigma: float = 2.0,
-        average_weights: bool = True,
-    ) -> None:
+    def __init__(self, pyramid: Pyramid, score: Score, map_sigma: float, average_weights: bool) -> None:
         super().__init__(pyramid, map_sigma)
         if score not in SCORES:
             msg = f"score is {score!r}; choose one of {', '.join(SCORES)}."

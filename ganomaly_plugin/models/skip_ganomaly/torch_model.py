@@ -140,12 +140,7 @@ class SkipGANomalyModel(GANModel[SkipGAN]):
         ValueError: If an argument is out of its range; the message names the value, the rule and what works.
     """
 
-    def __init__(
-        self,
-        pyramid: Pyramid,
-        weight: float = 0.1,
-        map_sigma: float = 2.0,
-    ) -> None:
+    def __init__(self, pyramid: Pyramid, weight: float, map_sigma: float) -> None:
         super().__init__(pyramid, map_sigma)
         check_share(weight=weight)
         self.weight = weight

@@ -56,13 +56,7 @@ class VAEModel(DetectorModel):
         ValueError: If an argument is out of its range; the message names the value, the rule and what works.
     """
 
-    def __init__(
-        self,
-        pyramid: Pyramid,
-        n_samples: int = 10,
-        minimum_deviation: float = 0.1,
-        map_sigma: float = 2.0,
-    ) -> None:
+    def __init__(self, pyramid: Pyramid, n_samples: int, minimum_deviation: float, map_sigma: float) -> None:
         super().__init__(pyramid, map_sigma)
         check_at_least(1, n_samples=n_samples)
         check_at_least(1e-3, minimum_deviation=minimum_deviation)
