@@ -8,15 +8,19 @@ CHECKPOINT := $(RESULTS)/weights/lightning/model.ckpt
 
 .PHONY: quickstart test lint clean
 
-quickstart: $(VENV)/base  ## Train, test and predict on real digits, then say where everything lies.
+quickstart: $(VENV)/openvino  ## Train, predict, export and test on real digits, then say where everything lies.
 	$(BIN)/anomalib train --config configs/quickstart.yaml
 	$(BIN)/anomalib predict --config configs/quickstart.yaml --data datasets/Digits/8 --ckpt_path $(CHECKPOINT)
+	$(BIN)/anomalib export --config configs/quickstart.yaml --ckpt_path $(CHECKPOINT) --export_type openvino \
+		--export_root $(RESULTS)
 	$(BIN)/anomalib test --config configs/quickstart.yaml --model.visualizer false --ckpt_path $(CHECKPOINT)
 	@echo
 	@echo "The table above holds the image AUROC of the model as it was saved."
-	@echo "pictures    $(RESULTS)/images"
-	@echo "checkpoint  $(CHECKPOINT)"
-	@echo "config      $(RESULTS)/config.yaml"
+	@echo "pictures      $(RESULTS)/images"
+	@echo "checkpoint    $(CHECKPOINT)"
+	@echo "for OpenVINO  $(RESULTS)/weights/openvino/model.xml"
+	@echo "config        $(RESULTS)/config.yaml"
+	@echo "More pictures, without PyTorch: $(BIN)/ganomaly-edge predict $(RESULTS)/weights/openvino/model.xml PICTURES"
 
 test: $(VENV)/test  ## Run the tests.
 	$(BIN)/python -m pytest --numprocesses auto
@@ -29,12 +33,7 @@ lint: $(VENV)/dev  ## Check style and types.
 clean:  ## Remove the virtual environment and the results.
 	rm -rf $(VENV) results
 
-$(VENV)/base: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --editable .
-	touch $@
-
-$(VENV)/test $(VENV)/dev: $(VENV)/%: pyproject.toml
+$(VENV)/openvino $(VENV)/test $(VENV)/dev: $(VENV)/%: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --editable '.[$*]'
 	touch $@
