@@ -9,8 +9,8 @@ Columns:
 * ``paper``: ``configs/paper.yaml``.
 * ``default``: ``configs/default.yaml``. Names such as ``default-no-averaging`` are its ablations.
 
-With ``--model``, the columns are other detectors of the package with their defaults at 32 pixels, in batches of 64. For
-AnoGAN, whose search takes seconds an image, only the last epoch is scored, with 100 steps instead of 500.
+With ``--model``, the columns are other detectors of the package with their defaults at 32 pixels, scored after the last
+epoch alone; AnoGAN, whose search takes seconds an image, with 100 steps instead of 500.
 
 Every column trains on the same images in batches of 64 for 15 epochs. The figure is the AUROC after the last epoch;
 the best epoch on the test set is a column of its own, for comparison with papers that report it. Small budget: 6,400
@@ -161,9 +161,9 @@ def auroc(labels: torch.Tensor, scores: torch.Tensor) -> float:
 
 
 class AurocPerEpoch(Callback):
-    """Scores the test images after each epoch, GANomaly's by every latent score that one training can serve.
+    """Scores GANomaly's test images after each epoch, by every latent score that one training can serve.
 
-    AnoGAN's are scored after the last epoch alone.
+    Other detectors' are scored after the last epoch alone.
     """
 
     def __init__(self) -> None:
@@ -171,7 +171,7 @@ class AurocPerEpoch(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score after the epoch before, when the module's own hooks have run."""
-        if trainer.current_epoch > 0 and not isinstance(pl_module, AnoGAN):
+        if trainer.current_epoch > 0 and isinstance(pl_module, GANomaly):
             self.score(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
