@@ -45,9 +45,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from sklearn.metrics import roc_auc_score
 from torch.utils.data import DataLoader
 
+from benchmarks.accuracy_report import report
 from benchmarks.engine import build_engine
 from benchmarks.official_ganomaly import OfficialGANomaly
-from benchmarks.report import mean_and_deviation
 from ganomaly_plugin import EGBAD, MNIST, VAE, AnoGAN, Autoencoder, ClassFolder, FAnoGAN, GANomaly, SkipGANomaly
 from ganomaly_plugin.data.datamodule import OneVsRestDataModule
 from ganomaly_plugin.models.components.scores import (
@@ -61,7 +61,6 @@ ROOT = Path(__file__).parent
 BATCH_SIZE = 64
 SIZE = 32
 SMALL_TRAIN, SMALL_TEST = 6_400, 2_000
-SWING_EPOCHS = 5
 
 OVERRIDES: dict[str, dict[str, Any]] = {
     "default": {},
@@ -275,86 +274,8 @@ def execute(run: Run, root: Path, threads: int) -> dict[str, Any]:
     }
 
 
-def read(results: Path, data: str, budget: str) -> list[dict[str, Any]]:
-    """Read all records of a dataset."""
-    return [json.loads(path.read_text()) for path in sorted((results / f"{data}-{budget}").glob("*.json"))]
-
-
-def summarise(records: list[dict[str, Any]], column: str, pick: Callable[[list[float]], float]) -> np.ndarray:
-    """Return one value a class and seed, ``(classes, seeds)`` with NaN where a run is missing."""
-    chosen = [record for record in records if record["column"] == column]
-    classes = sorted({record["abnormal_class"] for record in records})
-    seeds = sorted({record["seed"] for record in chosen})
-    values = np.full((len(classes), len(seeds)), np.nan)
-    for record in chosen:
-        values[classes.index(record["abnormal_class"]), seeds.index(record["seed"])] = pick(record["auroc"])
-    return values
-
-
-def last(aurocs: list[float]) -> float:
-    """Return the value of the last epoch."""
-    return aurocs[-1]
-
-
-def best(aurocs: list[float]) -> float:
-    """Return the value of the best epoch, NaN where one alone was scored."""
-    return max(aurocs) if len(aurocs) > 1 else float("nan")
-
-
-def swing(aurocs: list[float]) -> float:
-    """Return the mean absolute change from epoch to epoch over the last epochs, NaN where one alone was scored."""
-    return float(np.abs(np.diff(aurocs[-SWING_EPOCHS:])).mean()) if len(aurocs) > 1 else float("nan")
-
-
-def cell(values: np.ndarray) -> str:
-    """Format mean and deviation over seeds of a row of values."""
-    found = values[~np.isnan(values)]
-    return mean_and_deviation(found) if len(found) else ""
-
-
-def table(records: list[dict[str, Any]]) -> str:
-    """Lay out the last epoch of each class and column, then means, the best on the test set, and the swing."""
-    present = [column for column in (*COLUMNS, *RIVALS) if any(record["column"] == column for record in records)]
-    classes = sorted({record["abnormal_class"] for record in records})
-    lines = ["| abnormal class | " + " | ".join(present) + " |", "|---|" + "---|" * len(present)]
-    values = {column: summarise(records, column, last) for column in present}
-    for row, name in enumerate(classes):
-        lines.append(f"| {name} | " + " | ".join(cell(values[column][row]) for column in present) + " |")
-    for label, pick in (
-        ("**mean, last epoch**", last),
-        ("mean, best epoch on the test set", best),
-        (f"mean change between the last {SWING_EPOCHS} epochs", swing),
-    ):
-        cells = []
-        for column in present:
-            complete = summarise(records, column, pick)
-            complete = complete[:, ~np.isnan(complete).any(axis=0)]  # Seeds of which every class has run.
-            cells.append(cell(complete.mean(axis=0)) if complete.size else "")
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def draw(records: list[dict[str, Any]], path: Path) -> None:
-    """Draw the last epoch of each class with error bars over seeds, in the manner of the paper's Fig. 4."""
-    from matplotlib import pyplot as plt
-
-    classes = sorted({record["abnormal_class"] for record in records})
-    figure, axes = plt.subplots(figsize=(9, 4))
-    for column in ("official", "paper", "default"):
-        values = summarise(records, column, last)
-        if not values.size:
-            continue
-        deviation = np.nanstd(values, axis=1, ddof=1) if values.shape[1] > 1 else None
-        axes.errorbar(classes, np.nanmean(values, axis=1), deviation, marker="o", capsize=4, label=column)
-    axes.axhline(0.5, color="grey", linestyle=":", linewidth=1)
-    axes.set(xlabel="abnormal class", ylabel="image AUROC, last epoch", ylim=(0, 1))
-    axes.legend(loc="lower right")
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
-
-
 def main() -> None:
-    """Run what is missing, then print the table and draw the figure."""
+    """Run what is missing, then write and print the report."""
     from rich.progress import Progress
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -390,11 +311,7 @@ def main() -> None:
             unfinished.write_text(json.dumps(future.result(), indent=1) + "\n")
             unfinished.replace(path)
             progress.advance(task)
-    records = read(arguments.results, arguments.data, arguments.budget)
-    text = table(records)
-    (arguments.results / f"{arguments.data}-{arguments.budget}.md").write_text(text + "\n")
-    draw(records, arguments.results / f"{arguments.data}-{arguments.budget}.svg")
-    print(text)
+    print(report(arguments.results / f"{arguments.data}-{arguments.budget}", COLUMNS, tuple(RIVALS)))
 
 
 if __name__ == "__main__":
