@@ -7,7 +7,8 @@ Columns:
   0.1307 and deviation 0.3081, batch statistics at test time, mean-square latent score. The test set is shuffled, so
   that batch statistics cannot give the labels away.
 * ``paper``: ``configs/paper.yaml``.
-* ``default``: ``configs/default.yaml``. Names such as ``default-no-averaging`` are its ablations.
+* ``default``: ``configs/default.yaml``. Names such as ``default-no-averaging`` are its ablations, each of which pulls
+  one lever.
 
 With ``--model``, the columns are other detectors of the package with their defaults at 32 pixels, scored after the last
 epoch alone; AnoGAN, whose search takes seconds an image, with 100 steps instead of 500.
@@ -47,6 +48,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.accuracy_report import report
 from benchmarks.engine import build_engine
+from benchmarks.levers import LITTLE_SHIFTS, DecayedLearningRate, NoRestart, SpectralNorm
 from benchmarks.official_ganomaly import OfficialGANomaly
 from ganomaly_plugin import EGBAD, MNIST, VAE, AnoGAN, Autoencoder, ClassFolder, FAnoGAN, GANomaly, SkipGANomaly
 from ganomaly_plugin.data.datamodule import OneVsRestDataModule
@@ -55,6 +57,7 @@ from ganomaly_plugin.models.components.scores import (
     latent_l2_score,
     latent_relative_score,
     latent_whitened_score,
+    reconstruction_error,
 )
 
 ROOT = Path(__file__).parent
@@ -73,6 +76,13 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 }
 """Columns of the default recipe: what each changes in it."""
 
+LEVERS: dict[str, type[GANomaly]] = {
+    "default-decay": DecayedLearningRate,
+    "default-spectral-norm": SpectralNorm,
+    "default-no-restart": NoRestart,
+}
+"""Further columns of the default recipe, which change what is no option of the model."""
+
 RIVALS: dict[str, tuple[type[AnomalibModule], dict[str, Any]]] = {
     "ae": (Autoencoder, {}),
     "vae": (VAE, {}),
@@ -83,7 +93,7 @@ RIVALS: dict[str, tuple[type[AnomalibModule], dict[str, Any]]] = {
 }
 """Columns of other detectors: the class, and what differs from its defaults."""
 
-COLUMNS = ("official", "paper", *OVERRIDES)
+COLUMNS = ("official", "paper", *OVERRIDES, *LEVERS, "default-shifts")
 
 
 class Dataset(NamedTuple):
@@ -150,6 +160,7 @@ def build_datamodule(run: Run, root: Path) -> Any:
         seed=run.seed,
         train_batch_size=BATCH_SIZE,
         eval_batch_size=BATCH_SIZE,
+        train_augmentations=LITTLE_SHIFTS if run.column == "default-shifts" else None,
         val_split_mode="none",
     )
 
@@ -160,7 +171,7 @@ def auroc(labels: torch.Tensor, scores: torch.Tensor) -> float:
 
 
 class AurocPerEpoch(Callback):
-    """Scores GANomaly's test images after each epoch, by every latent score that one training can serve.
+    """Scores GANomaly's test images after each epoch, by every score that one training can serve.
 
     Other detectors' are scored after the last epoch alone.
     """
@@ -187,7 +198,7 @@ class AurocPerEpoch(Callback):
             for batch in trainer.datamodule.test_dataloader()
         ]
         if isinstance(model, GANomaly):
-            scores = latent_scores(model, [images for images, _ in batches])
+            scores = every_score(model, [images for images, _ in batches])
         else:
             scores = {"own": torch.cat([model.model.infer(images).pred_score for images, _ in batches])}
         model.train(was_training)
@@ -196,15 +207,17 @@ class AurocPerEpoch(Callback):
             self.aurocs.setdefault(name, []).append(auroc(labels, values))
 
 
-def latent_scores(model: GANomaly, batches: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return every latent score that the model can give, each over all batches."""
-    latent, rebuilt = (
-        torch.cat(part) for part in zip(*(model.model.latent_codes(batch) for batch in batches), strict=True)
-    )
+def every_score(model: GANomaly, batches: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return every score that the model can give, each over all batches."""
+    outputs = [model.model.inference_generator(batch) for batch in batches]
+    latent = torch.cat([output.latent for output in outputs])
+    rebuilt = torch.cat([output.latent_of_reconstruction for output in outputs])
+    errors = [reconstruction_error(output.images, output.reconstructions) for output in outputs]
     scores = {
         "latent_l1": latent_l1_score(latent, rebuilt),
         "latent_l2": latent_l2_score(latent, rebuilt),
         "latent_relative": latent_relative_score(latent, rebuilt),
+        "reconstruction": torch.cat([error.flatten(1).mean(1) for error in errors]),
     }
     if model.model.score == "latent_whitened":  # Otherwise the precision was not measured.
         scores["latent_whitened"] = latent_whitened_score(latent, rebuilt, model.model.precision)
@@ -217,7 +230,8 @@ def train_ours(run: Run, datamodule: Any, settings: dict[str, Any]) -> dict[str,
         kind, changes = RIVALS[run.column]
         arguments = {"image_size": SIZE, **changes}
     else:
-        kind, arguments = GANomaly, settings["model"]["init_args"] | OVERRIDES.get(run.column, {})
+        kind = LEVERS.get(run.column, GANomaly)
+        arguments = settings["model"]["init_args"] | OVERRIDES.get(run.column, {})
     arguments["input_channels"] = DATASETS[run.data].channels
     model = kind(**arguments, visualizer=False)
     callback = AurocPerEpoch()

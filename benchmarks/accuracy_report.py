@@ -21,19 +21,24 @@ def report(folder: Path, columns: Sequence[str], rivals: Sequence[str]) -> str:
 
     Args:
         folder: Where the records lie, one JSON file a run.
-        columns: GANomaly's columns, in their order. Those without records are left out.
+        columns: GANomaly's columns, in their order; ``default-`` begins the names of the ablations. Those without
+            records are left out.
         rivals: Columns of other detectors, likewise; their table compares them with ``default``.
     """
     records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     found = {record["column"] for record in records}
     ours = [column for column in columns if column in found]
+    recipes = [column for column in ours if "-" not in column]
+    levers = [column for column in ours if "-" in column]
     others = [column for column in rivals if column in found]
-    tables = [_table_of_columns(records, ours), _table_of_scores(records, ours)]
+    tables = [_table_of_columns(records, recipes), _table_of_scores(records, recipes)]
+    if levers:
+        tables.append(_table_of_levers(records, levers))
     if others:
         tables.append(_table_of_detectors(records, others))
     text = "\n\n".join(tables)
     folder.with_suffix(".md").write_text(text + "\n")
-    _draw(records, [column for column in ours if "-" not in column], folder.with_suffix(".svg"))
+    _draw(records, recipes, folder.with_suffix(".svg"))
     return text
 
 
@@ -104,6 +109,27 @@ def _table_of_scores(records: list[Record], columns: list[str]) -> str:
     for score in scores:
         values = (_values(records, column, _last, score) for column in columns)
         lines.append(_row(score, (_cell(_mean_over_classes(of_column)) for of_column in values)))
+    return "\n".join(lines)
+
+
+def _table_of_levers(records: list[Record], levers: list[str]) -> str:
+    """Lay out what each lever changes, as means over the classes and seeds that it has run."""
+
+    def last_epochs(column: str) -> dict[tuple[str, int], float]:
+        chosen = (record for record in records if record["column"] == column)
+        return {(record["abnormal_class"], record["seed"]): _last(record["auroc"]) for record in chosen}
+
+    lines = _head("lever", ["with it", "default", "difference", "classes", "seeds"])
+    default = last_epochs("default")
+    for lever in levers:
+        values = last_epochs(lever)
+        runs = sorted(values.keys() & default.keys())
+        if not runs:
+            continue
+        with_it, without = (np.mean([by_run[run] for run in runs]) for by_run in (values, default))
+        classes, seeds = ({str(run[part]) for run in runs} for part in (0, 1))
+        cells = [f"{with_it:.3f}", f"{without:.3f}", f"{with_it - without:+.3f}"]
+        lines.append(_row(lever, [*cells, ", ".join(sorted(classes)), ", ".join(sorted(seeds))]))
     return "\n".join(lines)
 
 

@@ -17,6 +17,8 @@ RUNS = [
     ("default", "0", 2, [0.1, 0.1, 0.1], 0.1),  # Its other class has not run.
     ("official", "0", 0, [0.6, 0.5, 0.7], None),
     ("official", "1", 0, [0.3, 0.4, 0.5], None),
+    ("default-bce", "1", 0, [0.5, 0.7], None),
+    ("default-bce", "1", 1, [0.5, 0.8], None),
     ("egbad", "0", 0, [0.9], None),
     ("egbad", "1", 0, [0.4], None),
 ]
@@ -31,7 +33,7 @@ def rows(tmp_path: Path) -> dict[str, list[str]]:
         scores = {"latent_relative": aurocs} | ({} if other is None else {"latent_l1": [other]})
         record = {"column": column, "abnormal_class": name, "seed": seed, "auroc": aurocs, "scores": scores}
         (folder / f"{column}-{name}-{seed}.json").write_text(json.dumps(record))
-    text = report(folder, ("official", "paper", "default"), ("egbad", "anogan"))
+    text = report(folder, ("official", "paper", "default", "default-bce"), ("egbad", "anogan"))
     assert (tmp_path / "digits-small.md").read_text() == text + "\n"
     assert (tmp_path / "digits-small.svg").stat().st_size > 1000
     cells = ([cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line)
@@ -52,6 +54,11 @@ def test_best_epoch_and_swing_stand_apart(rows: dict[str, list[str]]) -> None:
 def test_scores_of_the_same_trainings(rows: dict[str, list[str]]) -> None:
     """(0.7 + 0.5) / 2 and (0.8 + 0.6) / 2 by the score that the public code does not give."""
     assert rows["latent_l1"] == ["", "0.650 ± 0.071"]
+
+
+def test_levers_are_compared_on_their_own_runs(rows: dict[str, list[str]]) -> None:
+    """(0.7 + 0.8) / 2 against (0.6 + 0.7) / 2, on class 1 alone."""
+    assert rows["default-bce"] == ["0.750", "0.650", "+0.100", "1", "0, 1"]
 
 
 def test_detectors_are_compared_with_the_default(rows: dict[str, list[str]]) -> None:

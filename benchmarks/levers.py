@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ways to change GANomaly's training that are not options of the model, for the ablation of the accuracy benchmark."""
+
+from typing import Any
+
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+from torchvision.transforms.v2 import RandomAffine, Transform
+
+from ganomaly_plugin import GANomaly
+
+LITTLE_SHIFTS: Transform = RandomAffine(degrees=0, translate=(0.1, 0.1))
+"""Moves training images by up to a tenth of their side, which leaves a normal image normal."""
+
+
+class DecayedLearningRate(GANomaly):
+    """GANomaly whose learning rate falls linearly, to nothing at the end."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Set the rate of this step."""
+        del batch, batch_idx
+        optimizer: Any = self.optimizers()
+        for group in optimizer.param_groups:
+            group["lr"] = self.lr * (1 - self.global_step / self.trainer.estimated_stepping_batches)
+
+
+class SpectralNorm(GANomaly):
+    """GANomaly whose discriminator's convolutions have a spectral norm of one (Miyato et al., ICLR 2018)."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for module in list(self.discriminator.modules()):
+            if isinstance(module, nn.Conv2d):
+                spectral_norm(module)
+
+
+class NoRestart(GANomaly):
+    """GANomaly whose discriminator is never drawn anew."""
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Leave it as it is."""
