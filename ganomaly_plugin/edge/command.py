@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ganomaly_plugin.edge.detector import Detector, Prediction, Source
+from ganomaly_plugin.edge.detector import Detector, Prediction, Source, to_input
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"}
@@ -83,14 +83,13 @@ def run_predict(options: argparse.Namespace) -> int:
     detector = Detector(options.model, options.device, "throughput", options.threshold)
     frames = read_frames(find_images(options.paths), report := ErrorReport())
     with closing(Results(options.output, options.resume)) as results:
-        missing = (frame for frame in frames if frame.name not in results.labels)
-        for frame, prediction in _stream(detector, missing, report):
+        for frame, prediction in _stream(detector, _unseen(frames, results.names), report):
             if options.save_maps is not None:
                 save_map(prediction, frame, options.save_maps)
             results.write(frame.name, prediction.score, ANOMALOUS if prediction.is_anomalous else NORMAL)
-            _progress(f"{len(results.labels)} images, {results.anomalous} anomalous, {report.count} not readable")
+            _progress(f"{results.count} images, {results.anomalous} anomalous, {report.count} not readable")
     _progress("")
-    summary = f"{len(results.labels)} images: {results.anomalous} anomalous, {report.count} not readable"
+    summary = f"{results.count} images: {results.anomalous} anomalous, {report.count} not readable"
     print(summary, file=sys.stderr)
     return 2 if report.count else int(results.anomalous > 0)
 
@@ -144,6 +143,14 @@ class Frame:
     def __init__(self, name: str, source: Source) -> None:
         self.name = name
         self.source = source
+
+
+def _unseen(frames: Iterable[Frame], seen: set[str]) -> Iterator[Frame]:
+    """Yield each frame once, and add its name to those seen."""
+    for frame in frames:
+        if frame.name not in seen:
+            seen.add(frame.name)
+            yield frame
 
 
 def _stream(
@@ -244,17 +251,19 @@ class Results:
         if resume and path is None:
             msg = "--resume needs the file of the earlier results: give --output."
             raise ValueError(msg)
-        self.labels: dict[str, str] = {}
-        """Label of each image by its path, those of earlier runs among them."""
+        self.names: set[str] = set()
+        """Paths of the images that earlier runs have scored."""
+        self.count = 0
+        """Number of results, those of earlier runs among them."""
+        self.anomalous = 0
+        """How many of them are anomalous."""
         if path is not None and resume and path.exists():
             text = path.read_text()
             complete = text[: text.rfind("\n") + 1]  # A killed run may have left half a line.
-            rows = (
-                csv.DictReader(complete.splitlines())
-                if path.suffix == ".csv"
-                else map(json.loads, complete.splitlines())
-            )
-            self.labels = {row["path"]: row["label"] for row in rows}
+            lines = complete.splitlines()
+            for row in csv.DictReader(lines) if path.suffix == ".csv" else map(json.loads, lines):
+                self.names.add(row["path"])
+                self._add(row["label"])
             with path.open("r+") as file:
                 file.truncate(len(complete.encode()))
         elif path is not None:
@@ -275,17 +284,16 @@ class Results:
         else:
             self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-        self.labels[path] = label
+        self._add(label)
+
+    def _add(self, label: str) -> None:
+        self.count += 1
+        self.anomalous += label == ANOMALOUS
 
     def close(self) -> None:
         """Close the file; standard output stays open."""
         if self._file is not sys.stdout:
             self._file.close()
-
-    @property
-    def anomalous(self) -> int:
-        """Number of anomalous images."""
-        return list(self.labels.values()).count(ANOMALOUS)
 
 
 def save_map(prediction: Prediction, frame: Frame, folder: Path) -> None:
@@ -297,8 +305,8 @@ def save_map(prediction: Prediction, frame: Frame, folder: Path) -> None:
     if prediction.anomaly_map is None:
         msg = "The model gives no anomaly map: leave --save-maps out."
         raise ValueError(msg)
-    source = frame.source
-    image = Image.fromarray(source) if isinstance(source, np.ndarray) else Image.open(str(source))
+    pixels = to_input(frame.source)[0].transpose(1, 2, 0)
+    image = Image.fromarray(np.round(pixels * 255).astype(np.uint8))
     heat = np.clip(prediction.anomaly_map, 0, 1)
     colours = np.stack([heat, np.minimum(heat, 1 - heat), 1 - heat], axis=-1)
     overlay = Image.fromarray((colours * 255).astype(np.uint8)).resize(image.size, Image.Resampling.BILINEAR)
@@ -307,7 +315,7 @@ def save_map(prediction: Prediction, frame: Frame, folder: Path) -> None:
     if ".." in target.parts:
         target = folder / f"{relative.name}.png"
     target.parent.mkdir(parents=True, exist_ok=True)
-    Image.blend(image.convert("RGB"), overlay, 0.5).save(target)
+    Image.blend(image, overlay, 0.5).save(target)
 
 
 def _progress(text: str) -> None:

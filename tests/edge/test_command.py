@@ -114,6 +114,34 @@ def test_heat_maps(tmp_path: Path, trained: Trained, images: Path) -> None:
         assert picture.mode == "RGB"
 
 
+def test_heat_map_lies_over_the_upright_image(tmp_path: Path, trained: Trained) -> None:
+    """A photograph that its camera noted as rotated, and 16-bit grey, look as they are scored."""
+    upright = np.zeros((48, 64), dtype=np.uint8)
+    upright[:24] = 200
+    exif = Image.Exif()
+    exif[0x0112] = 6  # To be turned by 90 degrees clockwise.
+    Image.fromarray(np.rot90(upright)).save(tmp_path / "a.png", exif=exif)
+    Image.fromarray(upright.astype(np.uint16) * 257).save(tmp_path / "b.png")
+    Image.fromarray(upright).save(tmp_path / "c.png")
+    main(["predict", str(trained.xml), str(tmp_path), "--save-maps", str(tmp_path / "maps")])
+    rotated, deep, plain = (np.asarray(Image.open(file)) for file in sorted((tmp_path / "maps").rglob("*.png")))
+    assert plain.shape == (48, 64, 3)
+    np.testing.assert_allclose(rotated, plain, atol=1)
+    np.testing.assert_allclose(deep, plain, atol=1)
+    assert plain[:24].mean() > plain[24:].mean() + 50
+
+
+def test_image_that_is_named_twice_counts_once(
+    trained: Trained, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder, and one of its files before and after it."""
+    file = str(sorted(images.iterdir())[0])
+    main(["predict", str(trained.xml), file, str(images), file])
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 13
+    assert captured.err.startswith("12 images: ")
+
+
 def test_video(tmp_path: Path, trained: Trained) -> None:
     """Each frame is an image, under the video's name and its number."""
     import cv2
