@@ -65,6 +65,29 @@ def test_search_works_where_gradients_are_off() -> None:
         torch.testing.assert_close(model(images.clone()).pred_score, expected)
 
 
+def test_picture_of_scored_images_takes_no_second_search() -> None:
+    """Other images, another number of steps or other weights do."""
+    model = AnoGAN(image_size=32, n_features=4, latent_vec_size=4, steps=2, visualizer=False).eval().model
+    searches = []
+    model.track = lambda steps: searches.append(steps) or steps
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    model(images)
+    rebuilt = model.reconstruct(images.clone())
+    assert len(searches) == 1
+    model.reconstruct(-images)
+    torch.testing.assert_close(model.reconstruct(images), rebuilt, rtol=0, atol=0)
+    assert len(searches) == 3
+    model.steps = 3
+    model.reconstruct(images)
+    assert len(searches) == 4
+    model.load_state_dict({name: 2 * tensor for name, tensor in model.state_dict().items()})
+    assert not model.reconstruct(images).equal(rebuilt)
+    assert len(searches) == 5
+    model.update_average()
+    model.reconstruct(images)
+    assert len(searches) == 6
+
+
 def test_score_by_hand() -> None:
     """Nine tenths of the summed error and a tenth of the summed difference of features, at the code that was found."""
     model = AnoGAN(image_size=32, n_features=4, latent_vec_size=4, steps=2, visualizer=False).eval().model

@@ -2,6 +2,7 @@
 """The networks and the search of AnoGAN (Schlegl et al., 2017), in plain PyTorch."""
 
 from collections.abc import Callable, Iterable
+from itertools import chain
 
 import torch
 from anomalib.data import InferenceBatch
@@ -60,6 +61,7 @@ class AnoGANModel(GANModel[DCGAN]):
         start = torch.randn(1, pyramid.latent_vec_size, 1, 1, generator=torch.Generator().manual_seed(0))
         self.register_buffer("start", start)
         self.start: torch.Tensor
+        self._latest: tuple[tuple[object, ...], torch.Tensor, torch.Tensor] | None = None
         self.adopt(DCGAN(pyramid))
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | InferenceBatch:
@@ -112,8 +114,13 @@ class AnoGANModel(GANModel[DCGAN]):
     def search(self, images: torch.Tensor) -> torch.Tensor:
         """Return the codes ``(B, Z, 1, 1)`` whose generated images are nearest to images ``(B, C, H, W)``.
 
-        Gradients flow even where the caller has switched them off.
+        Gradients flow even where the caller has switched them off. The latest search is remembered, so that a picture
+        of images that were just scored takes none of its own.
         """
+        weights = chain(self.average.parameters(), self.average.buffers())
+        state = (self.steps, images.device, *(tensor._version for tensor in weights))  # Each change counts it up.
+        if self._latest is not None and self._latest[0] == state and torch.equal(self._latest[1], images):
+            return self._latest[2]
         with torch.inference_mode(False), torch.enable_grad():
             images = images.clone()
             features = self.features(images)
@@ -124,4 +131,5 @@ class AnoGANModel(GANModel[DCGAN]):
                 optimiser.param_groups[0]["lr"] = rates[-1]
                 (latent.grad,) = torch.autograd.grad(self.distance(images, features, latent).sum(), latent)
                 optimiser.step()
-            return latent.detach()
+        self._latest = (state, images, latent.detach())
+        return latent.detach()
