@@ -67,7 +67,7 @@ class _Worker:
             [*command, export.form, str(export.path), str(height), str(width)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
         )
         self.single: list[float] = []
@@ -102,13 +102,13 @@ class _Worker:
 
     def _read(self) -> dict[str, list[float]]:
         assert self.process.stdout is not None  # noqa: S101
+        last = ""
         for line in self.process.stdout:
             if line.startswith("{"):  # Libraries print as well.
                 answer: dict[str, list[float]] = json.loads(line)
                 return answer
-        assert self.process.stderr is not None  # noqa: S101
-        lines = self.process.stderr.read().strip().splitlines()
-        self.reason = lines[-1] if lines else f"the process ended with status {self.process.wait()}"
+            last = line.strip() or last
+        self.reason = last or f"the process ended with status {self.process.wait()}"
         return {}
 
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from ganomaly_plugin.compare import compare
+from ganomaly_plugin.compare import compare, timing
 from ganomaly_plugin.compare.comparison import print_plan
 from ganomaly_plugin.compare.summary import MEAN
 
@@ -90,6 +90,15 @@ def test_exports_are_timed(compared: Compared) -> None:
     ]
     assert all(0 < line["p50"] <= line["p95"] and line["images_per_second"] > 0 for line in timings)
     assert all(line["megabytes"] > 0 for line in timings)
+
+
+def test_export_that_cannot_be_run_says_why(tmp_path: Path) -> None:
+    """In the last line that its process wrote."""
+    lost = timing.Export("torch", tmp_path / "model.pt", (32, 32))
+    (measured,) = timing.measure([lost], lambda: None)
+    assert measured.reason.startswith("FileNotFoundError")
+    assert "model.pt" in measured.reason
+    assert np.isnan(measured.p50)
 
 
 def test_results_are_not_overwritten(compared: Compared) -> None:
