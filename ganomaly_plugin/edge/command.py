@@ -4,14 +4,16 @@
 import argparse
 import csv
 import glob
+import io
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +25,8 @@ IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"}
 COLUMNS = ("path", "score", "label")
 NORMAL, ANOMALOUS = "normal", "anomalous"
+TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+"""How results are written: names of files may hold any bytes."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 if all images are normal, 1 if some are anomalous, 2 after an error.
     """
     options = _parser().parse_args(arguments)
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=TEXT["errors"])
     try:
         status: int = options.run(options)
     except (OSError, ValueError, RuntimeError) as error:
@@ -258,18 +265,18 @@ class Results:
         self.anomalous = 0
         """How many of them are anomalous."""
         if path is not None and resume and path.exists():
-            text = path.read_text()
+            with path.open(**TEXT) as file:
+                text = file.read()
             complete = text[: text.rfind("\n") + 1]  # A killed run may have left half a line.
-            lines = complete.splitlines()
+            lines = io.StringIO(complete, newline="")
             for row in csv.DictReader(lines) if path.suffix == ".csv" else map(json.loads, lines):
                 self.names.add(row["path"])
                 self._add(row["label"])
-            with path.open("r+") as file:
-                file.truncate(len(complete.encode()))
+            os.truncate(path, len(complete.encode(TEXT["encoding"], TEXT["errors"])))
         elif path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("")
-        self._file: TextIO = sys.stdout if path is None else path.open("a", newline="")
+        self._file: TextIO = sys.stdout if path is None else path.open("a", **TEXT)
         self._csv = None
         if path is None or path.suffix == ".csv":
             self._csv = csv.DictWriter(self._file, COLUMNS, lineterminator="\n")

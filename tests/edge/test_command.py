@@ -4,6 +4,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -101,6 +102,20 @@ def test_killed_run_resumes(tmp_path: Path, trained: Trained, images: Path, suff
     files[0].write_bytes(b"no image any more")  # Done already, so nobody reads it.
     assert main(["predict", str(trained.xml), str(images), "--output", str(resumed), "--resume"]) == status
     assert resumed.read_text() == whole.read_text()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_names_may_hold_any_bytes(tmp_path: Path, trained: Trained, images: Path, suffix: str) -> None:
+    """A name in Latin-1 is written as it is, and found again by a run that goes on."""
+    first = sorted(images.iterdir())[0]
+    odd = Path(os.fsdecode(os.fsencode(images) + b"/pr\xfcfling.png"))
+    first.rename(odd)
+    output = tmp_path / f"results{suffix}"
+    main(["predict", str(trained.xml), str(images), "--output", str(output)])
+    whole = output.read_bytes()
+    assert whole.count(b"pr\xfcfling.png" if suffix == ".csv" else rb"pr\udcfcfling.png") == 1
+    main(["predict", str(trained.xml), str(images), "--output", str(output), "--resume"])
+    assert output.read_bytes() == whole
 
 
 def test_heat_maps(tmp_path: Path, trained: Trained, images: Path) -> None:
