@@ -248,7 +248,7 @@ class Results:
         resume: Whether to keep what the file holds and go on behind it.
 
     Raises:
-        ValueError: If the file's name has another ending, or there is no file to resume.
+        ValueError: If the file's name has another ending, or there are no results to resume.
     """
 
     def __init__(self, path: Path | None, resume: bool) -> None:
@@ -269,9 +269,13 @@ class Results:
                 text = file.read()
             complete = text[: text.rfind("\n") + 1]  # A killed run may have left half a line.
             lines = io.StringIO(complete, newline="")
-            for row in csv.DictReader(lines) if path.suffix == ".csv" else map(json.loads, lines):
-                self.names.add(row["path"])
-                self._add(row["label"])
+            try:
+                for row in csv.DictReader(lines) if path.suffix == ".csv" else map(json.loads, lines):
+                    self.names.add(row["path"])
+                    self._add(row["label"])
+            except (KeyError, TypeError, ValueError) as error:
+                msg = f"'{path}' holds no results that could be resumed: name another file with --output."
+                raise ValueError(msg) from error
             os.truncate(path, len(complete.encode(TEXT["encoding"], TEXT["errors"])))
         elif path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)

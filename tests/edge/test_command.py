@@ -104,6 +104,18 @@ def test_killed_run_resumes(tmp_path: Path, trained: Trained, images: Path, suff
     assert resumed.read_text() == whole.read_text()
 
 
+@pytest.mark.parametrize("name", ["other.csv", "other.jsonl"])
+def test_other_files_are_not_resumed(
+    tmp_path: Path, trained: Trained, images: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They stay as they are, and the error names them."""
+    output = tmp_path / name
+    output.write_text("image,value\na.png,1\n")
+    assert main(["predict", str(trained.xml), str(images), "--output", str(output), "--resume"]) == 2
+    assert f"'{output}' holds no results that could be resumed" in capsys.readouterr().err
+    assert output.read_text() == "image,value\na.png,1\n"
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 def test_names_may_hold_any_bytes(tmp_path: Path, trained: Trained, images: Path, suffix: str) -> None:
     """A name in Latin-1 is written as it is, and found again by a run that goes on."""
