@@ -143,9 +143,10 @@ def _table_of_detectors(records: list[Record], rivals: list[str]) -> str:
         lines.append(_row(name, (_cell(values[column][row]) for column in columns)))
     means = {column: _mean_over_classes(values[column]) for column in columns}
     ours = means["default"].mean()
-    winners = of_class.argmax(axis=1)
+    winners = np.nan_to_num(of_class, nan=-1).argmax(axis=1)  # What has not run has not won.
     lines.append(_row("**mean**", (_cell(means[column]) for column in columns)))
-    lines.append(_row("against default", ["", *(f"{means[column].mean() - ours:+.3f}" for column in rivals)]))
+    differences = (f"{means[column].mean() - ours:+.3f}" if means[column].size else "" for column in rivals)
+    lines.append(_row("against default", ["", *differences]))
     lines.append(_row("classes where it is the best", (str((winners == place).sum()) for place in range(len(columns)))))
     return "\n".join(lines)
 

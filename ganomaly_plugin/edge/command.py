@@ -259,7 +259,7 @@ class Results:
             msg = "--resume needs the file of the earlier results: give --output."
             raise ValueError(msg)
         self.names: set[str] = set()
-        """Paths of the images that earlier runs have scored."""
+        """Paths of the images that have a result, or are on their way to one."""
         self.count = 0
         """Number of results, those of earlier runs among them."""
         self.anomalous = 0

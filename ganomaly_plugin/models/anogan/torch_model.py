@@ -131,5 +131,6 @@ class AnoGANModel(GANModel[DCGAN]):
                 optimiser.param_groups[0]["lr"] = rates[-1]
                 (latent.grad,) = torch.autograd.grad(self.distance(images, features, latent).sum(), latent)
                 optimiser.step()
-        self._latest = (state, images, latent.detach())
-        return latent.detach()
+        codes = latent.detach()
+        self._latest = (state, images, codes)
+        return codes
