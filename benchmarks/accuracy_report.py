@@ -114,22 +114,15 @@ def _table_of_scores(records: list[Record], columns: list[str]) -> str:
 
 def _table_of_levers(records: list[Record], levers: list[str]) -> str:
     """Lay out what each lever changes, as means over the classes and seeds that it has run."""
-
-    def last_epochs(column: str) -> dict[tuple[str, int], float]:
-        chosen = (record for record in records if record["column"] == column)
-        return {(record["abnormal_class"], record["seed"]): _last(record["auroc"]) for record in chosen}
-
     lines = _head("lever", ["with it", "default", "difference", "classes", "seeds"])
-    default = last_epochs("default")
+    by_run = {(record["column"], record["abnormal_class"], record["seed"]): record["auroc"] for record in records}
     for lever in levers:
-        values = last_epochs(lever)
-        runs = sorted(values.keys() & default.keys())
+        runs = sorted(run for column, *run in by_run if column == lever and ("default", *run) in by_run)
         if not runs:
             continue
-        with_it, without = (np.mean([by_run[run] for run in runs]) for by_run in (values, default))
-        classes, seeds = ({str(run[part]) for run in runs} for part in (0, 1))
-        cells = [f"{with_it:.3f}", f"{without:.3f}", f"{with_it - without:+.3f}"]
-        lines.append(_row(lever, [*cells, ", ".join(sorted(classes)), ", ".join(sorted(seeds))]))
+        with_it, without = (np.mean([_last(by_run[(column, *run)]) for run in runs]) for column in (lever, "default"))
+        classes, seeds = (", ".join(sorted({str(part) for part in parts})) for parts in zip(*runs, strict=True))
+        lines.append(_row(lever, [f"{with_it:.3f}", f"{without:.3f}", f"{with_it - without:+.3f}", classes, seeds]))
     return "\n".join(lines)
 
 

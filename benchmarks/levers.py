@@ -3,14 +3,13 @@
 
 from typing import Any
 
+import torch
+from anomalib.data import ImageBatch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
-from torchvision.transforms.v2 import RandomAffine, Transform
+from torchvision.transforms.v2 import RandomAffine
 
 from ganomaly_plugin import GANomaly
-
-LITTLE_SHIFTS: Transform = RandomAffine(degrees=0, translate=(0.1, 0.1))
-"""Moves training images by up to a tenth of their side, which leaves a normal image normal."""
 
 
 class DecayedLearningRate(GANomaly):
@@ -39,3 +38,14 @@ class NoRestart(GANomaly):
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Leave it as it is."""
+
+
+class LittleShifts(GANomaly):
+    """GANomaly that trains on images moved by up to a tenth of their side, which leaves a normal image normal."""
+
+    def training_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, torch.Tensor]:
+        """Move each image by itself; what comes in from outside is black."""
+        shift = RandomAffine(degrees=0, translate=(0.1, 0.1), fill=-1)
+        images: Any = batch.image
+        batch.image = torch.stack([shift(image) for image in images])
+        return super().training_step(batch, batch_idx)
