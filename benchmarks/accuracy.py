@@ -10,8 +10,8 @@ Columns:
 * ``default``: ``configs/default.yaml``. Names such as ``default-no-averaging`` are its ablations, each of which pulls
   one lever.
 
-With ``--model``, the columns are other detectors of the package with their defaults at 32 pixels, scored after the last
-epoch alone; AnoGAN, whose search takes seconds an image, with 100 steps instead of 500.
+With ``--model``, the columns are other detectors of the package at 32 pixels, scored after the last epoch alone: with
+the settings of ``configs/compare/digits.yaml``, but AnoGAN, whose search takes seconds an image, with 100 steps.
 
 Every column trains on the same images in batches of 64 for 15 epochs. The figure is the AUROC after the last epoch;
 the best epoch on the test set is a column of its own, for comparison with papers that report it. Small budget: 6,400
@@ -87,9 +87,9 @@ LEVERS: dict[str, type[GANomaly]] = {
 RIVALS: dict[str, tuple[type[AnomalibModule], dict[str, Any]]] = {
     "ae": (Autoencoder, {}),
     "vae": (VAE, {}),
-    "egbad": (EGBAD, {}),
-    "anogan": (AnoGAN, {"steps": 100}),
-    "f_anogan": (FAnoGAN, {}),
+    "egbad": (EGBAD, {"latent_vec_size": 16}),
+    "anogan": (AnoGAN, {"latent_vec_size": 16, "lr": 0.001, "steps": 100}),
+    "f_anogan": (FAnoGAN, {"latent_vec_size": 16}),
     "skip_ganomaly": (SkipGANomaly, {}),
 }
 """Columns of other detectors: the class, and what differs from its defaults."""

@@ -148,6 +148,7 @@ def _draw(records: list[Record], columns: list[str], path: Path) -> None:
     """Draw the last epoch of each class with error bars over seeds, in the manner of the paper's Fig. 4."""
     from matplotlib import pyplot as plt
 
+    plt.rcParams["svg.hashsalt"] = path.stem  # The same figure is the same file.
     figure, axes = plt.subplots(figsize=(9, 4))
     for column in columns:
         values = _values(records, column, _last)

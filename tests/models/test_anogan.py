@@ -40,10 +40,11 @@ class TestAnoGAN(ModelTester):
             getattr(self.build(), form)(tmp_path)
 
 
-def test_search_recovers_a_code() -> None:
-    """For images that the generator itself made, the error falls by nine tenths."""
+@pytest.mark.parametrize("steps", [500, 100])
+def test_search_recovers_a_code(steps: int) -> None:
+    """For images that the generator itself made, the error falls by nine tenths, also in fewer, longer steps."""
     seed_everything(0)
-    model = AnoGAN(image_size=32, n_features=8, latent_vec_size=4, steps=500, weight=0.0, visualizer=False).model
+    model = AnoGAN(image_size=32, n_features=8, latent_vec_size=4, steps=steps, weight=0.0, visualizer=False).model
     with torch.no_grad():  # Fresh weights make images that hardly depend on the code.
         for parameter in model.average.module.generator.parameters():
             parameter *= 3

@@ -13,8 +13,9 @@ from ganomaly_plugin.models.components.dcgan import Decoder, Discriminator, Pyra
 from ganomaly_plugin.models.components.gan_model import GANModel
 from ganomaly_plugin.models.components.scores import reconstruction_error
 
+SEARCH_STEPS = 500
 LEARNING_RATES = ((0.0, 0.01), (0.4, 0.001), (0.6, 0.0005))
-"""Adam's learning rate in the search from each share of the steps on, as in EGBAD's code of AnoGAN."""
+"""Adam's learning rate from each share of ``SEARCH_STEPS`` on, as in EGBAD's code of AnoGAN."""
 
 
 class DCGAN(nn.Module):
@@ -36,7 +37,8 @@ class AnoGANModel(GANModel[DCGAN]):
 
     The search descends the score itself: ``(1 - weight)`` times the summed absolute difference of image and generated
     image plus ``weight`` times that of the discriminator's features (paper, eq. 5). All images of a batch are searched
-    for at once; each starts from the same code and goes its own way, since Adam treats every number by itself.
+    for at once; each starts from the same code and goes its own way, since Adam treats every number by itself. In a
+    search of fewer steps each is longer, so that the code comes as far.
 
     Args:
         pyramid: Shape of the networks.
@@ -128,7 +130,7 @@ class AnoGANModel(GANModel[DCGAN]):
             optimiser = torch.optim.Adam([latent])
             for step in self.track(range(self.steps)):
                 rates = [rate for share, rate in LEARNING_RATES if step >= share * self.steps]
-                optimiser.param_groups[0]["lr"] = rates[-1]
+                optimiser.param_groups[0]["lr"] = rates[-1] * SEARCH_STEPS / self.steps
                 (latent.grad,) = torch.autograd.grad(self.distance(images, features, latent).sum(), latent)
                 optimiser.step()
         codes = latent.detach()
