@@ -48,7 +48,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.accuracy_report import report
 from benchmarks.engine import build_engine
-from benchmarks.levers import DecayedLearningRate, LittleShifts, NoRestart, SpectralNorm
+from benchmarks.levers import CombinedScore, DecayedLearningRate, LittleShifts, NoRestart, SpectralNorm
 from benchmarks.official_ganomaly import OfficialGANomaly
 from ganomaly_plugin import EGBAD, MNIST, VAE, AnoGAN, Autoencoder, ClassFolder, FAnoGAN, GANomaly, SkipGANomaly
 from ganomaly_plugin.data.datamodule import OneVsRestDataModule
@@ -81,6 +81,7 @@ LEVERS: dict[str, type[GANomaly]] = {
     "default-spectral-norm": SpectralNorm,
     "default-no-restart": NoRestart,
     "default-shifts": LittleShifts,
+    "default-combined": CombinedScore,
 }
 """Further columns of the default recipe, which change what is no option of the model."""
 
@@ -221,6 +222,8 @@ def every_score(model: GANomaly, batches: list[torch.Tensor]) -> dict[str, torch
     }
     if model.model.score == "latent_whitened":  # Otherwise the precision was not measured.
         scores["latent_whitened"] = latent_whitened_score(latent, rebuilt, model.model.precision)
+    if isinstance(model, CombinedScore):
+        scores["combined"] = torch.cat([model.combined_score(batch) for batch in batches])
     return scores
 
 
@@ -228,17 +231,17 @@ def train_ours(run: Run, datamodule: Any, settings: dict[str, Any]) -> dict[str,
     """Train through anomalib's engine and return the AUROCs of each epoch."""
     if run.column in RIVALS:
         kind, changes = RIVALS[run.column]
-        arguments = {"image_size": SIZE, **changes}
+        arguments, score = {"image_size": SIZE, **changes}, "own"
     else:
         kind = LEVERS.get(run.column, GANomaly)
         arguments = settings["model"]["init_args"] | OVERRIDES.get(run.column, {})
+        score = "combined" if kind is CombinedScore else arguments["score"]
     arguments["input_channels"] = DATASETS[run.data].channels
     model = kind(**arguments, visualizer=False)
     callback = AurocPerEpoch()
     with tempfile.TemporaryDirectory() as folder:
         engine = build_engine(folder, settings["trainer"]["max_epochs"], accelerator="auto", callbacks=[callback])
         engine.fit(model, datamodule=datamodule)
-    score = "own" if run.column in RIVALS else arguments["score"]
     return {"auroc": callback.aurocs[score], "scores": callback.aurocs, "model": arguments}
 
 

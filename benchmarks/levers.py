@@ -49,3 +49,19 @@ class LittleShifts(GANomaly):
         images: Any = batch.image
         batch.image = torch.stack([shift(image) for image in images])
         return super().training_step(batch, batch_idx)
+
+
+class CombinedScore(GANomaly):
+    """GANomaly scored by the errors of code, pixels and discriminator features, each in units of its training loss."""
+
+    def combined_score(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the scores ``(B,)`` of images ``(B, C, H, W)``."""
+        output = self.model.inference_generator(images)
+        (_, real), (_, rebuilt) = (self.discriminator(batch) for batch in (images, output.reconstructions))
+        errors = {
+            "loss_latent": (output.latent - output.latent_of_reconstruction).square(),
+            "loss_reconstruction": (images - output.reconstructions).abs(),
+            "loss_adversarial": (real - rebuilt).square(),
+        }
+        units = self.trainer.callback_metrics  # Means over the images of the latest epoch, all normal.
+        return torch.stack([error.flatten(1).mean(1) / units[loss] for loss, error in errors.items()]).sum(0)
