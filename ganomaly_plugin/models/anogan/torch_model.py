@@ -15,7 +15,7 @@ from ganomaly_plugin.models.components.scores import reconstruction_error
 
 SEARCH_STEPS = 500
 LEARNING_RATES = ((0.0, 0.01), (0.4, 0.001), (0.6, 0.0005))
-"""Adam's learning rate from each share of ``SEARCH_STEPS`` on, as in EGBAD's code of AnoGAN."""
+"""Adam's learning rate from each share of the steps on, for ``SEARCH_STEPS`` of them, as in EGBAD's code of AnoGAN."""
 
 
 class DCGAN(nn.Module):
