@@ -125,9 +125,7 @@ def _load(form: str, path: Path) -> Callable[[np.ndarray], Any]:
         return run
     from ganomaly_plugin.edge.detector import shared_core
 
-    compiled: Callable[[np.ndarray], Any] = shared_core().compile_model(
-        path, "CPU", {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    )
+    compiled: Callable[[np.ndarray], Any] = shared_core().compile_model(path, "CPU", {"PERFORMANCE_HINT": "LATENCY"})
     return compiled
 
 

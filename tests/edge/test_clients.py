@@ -18,9 +18,11 @@ ROOT = Path(__file__).parents[2]
 MODEL_API = """
 import json, sys
 import numpy as np
+from model_api.adapters import OpenvinoAdapter, create_core
 from model_api.models import AnomalyDetection
 from PIL import Image
-model = AnomalyDetection.create_model(sys.argv[1], device="CPU", precision="FP32")
+config = {"INFERENCE_PRECISION_HINT": "f32"}
+model = AnomalyDetection.create_model(OpenvinoAdapter(create_core(), sys.argv[1], plugin_config=config))
 for path in sys.argv[2:]:
     result = model(np.array(Image.open(path).convert("RGB")))
     print(json.dumps([result.pred_score, result.pred_label, result.anomaly_map.tolist(), result.pred_mask.tolist()]))
@@ -81,7 +83,7 @@ def test_inferencer_of_anomalib(trained: Trained, tmp_path: Path, monkeypatch: p
     from anomalib.deploy import OpenVINOInferencer
 
     monkeypatch.chdir(tmp_path)  # It leaves a cache where it runs.
-    inferencer = OpenVINOInferencer(trained.xml, device="CPU")
+    inferencer = OpenVINOInferencer(trained.xml, device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"})
     for index, path in enumerate(trained.paths[:5]):
         prediction = inferencer.predict(path)
         assert float(prediction.pred_score.item()) == pytest.approx(trained.values("pred_score")[index], abs=1e-4)

@@ -43,6 +43,16 @@ def test_agrees_with_the_engine(trained: Trained, detector: Detector) -> None:
     np.testing.assert_array_equal(masks[clear], trained.values("pred_mask").reshape(-1, 32, 32)[clear])
 
 
+@pytest.mark.parametrize("size", [32, 257, 400])
+def test_bfloat16_moves_scores_little(trained: Trained, detector: Detector, size: int) -> None:
+    """Where the processor has bfloat16, other clients compute in it. The graph bears that; the detector avoids it."""
+    image = np.random.default_rng(0).random((1, 3, size, size), dtype=np.float32)
+    score = detector.predict(image[0].transpose(1, 2, 0)).score
+    for precision, tolerance in (("f32", 1e-6), ("bf16", 5e-3)):
+        compiled = shared_core().compile_model(trained.xml, "CPU", {"INFERENCE_PRECISION_HINT": precision})
+        assert compiled(image)["pred_score"].item() == pytest.approx(score, abs=tolerance)
+
+
 def test_every_form_of_an_image_gives_the_same(trained: Trained, detector: Detector) -> None:
     """File, Pillow image, integers and floats, grey and colour."""
     path = trained.paths[0]

@@ -69,7 +69,7 @@ class ExportTester(Builder):
             torch_model=torch.load(reloaded.to_torch(root), weights_only=False)["model"].eval(),
             onnx_file=reloaded.to_onnx(root),
             openvino_model=core.read_model(xml),
-            compiled=core.compile_model(xml, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}),
+            compiled=core.compile_model(xml, "CPU"),
         )
 
     def test_exports_agree_with_the_engine(self, exported: Exported) -> None:

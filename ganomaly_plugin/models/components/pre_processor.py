@@ -36,11 +36,15 @@ def resize_antialiased(images: torch.Tensor, height: int, width: int) -> torch.T
 
 
 def _interpolation_weights(line: torch.Tensor, length: int) -> torch.Tensor:
-    """Return the matrix ``(length, len(line))`` that resizes a line of pixels with a triangular filter."""
+    """Return the matrix ``(length, len(line))`` that resizes a line of pixels with a triangular filter.
+
+    Positions are whole numbers, in half of an old pixel's ``length``-th part, because processors with bfloat16
+    arithmetic run exported graphs in it, and it has no 257.
+    """
     # Tensors all the way, so that an exported graph computes the weights from the image that it is given.
-    ones = torch.ones_like(line)
-    positions = ones.cumsum(0) - 0.5
-    scale = ones.sum() / length
-    centres = (torch.arange(length, device=line.device) + 0.5) * scale
-    weights = (1 - (positions - centres.unsqueeze(1)).abs() / scale.clamp(min=1)).clamp(min=0)
-    return weights / weights.sum(1, keepdim=True)
+    ones = torch.ones_like(line, dtype=torch.int64)
+    count = ones.sum()
+    positions = (2 * ones.cumsum(0) - 1) * length
+    centres = (2 * torch.arange(length, device=line.device) + 1) * count
+    weights = (2 * count.clamp(min=length) - (positions - centres.unsqueeze(1)).abs()).clamp(min=0)
+    return (weights / weights.sum(1, keepdim=True)).to(line.dtype)
