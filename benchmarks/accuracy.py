@@ -28,7 +28,6 @@ import json
 import logging
 import multiprocessing
 import os
-import platform
 import tempfile
 import time
 import warnings
@@ -286,7 +285,9 @@ def execute(run: Run, root: Path, threads: int) -> dict[str, Any]:
         **run._asdict(),
         **outcome,
         "seconds": round(time.perf_counter() - start),
-        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor(),
+        "machine": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
     }
 

@@ -12,7 +12,6 @@ model and ours, so that data loading, pre-processing and validation count too.
 import argparse
 import json
 import multiprocessing
-import platform
 import resource
 import statistics
 import tempfile
@@ -188,7 +187,6 @@ def main() -> None:
 
     warnings.filterwarnings("ignore")
     report: dict[str, Any] = {
-        "machine": platform.processor() or platform.machine(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
