@@ -115,7 +115,7 @@ class Detector:
         Raises:
             FileNotFoundError: If there is no such file.
             UnreadableImageError: If a file holds no image.
-            ValueError: If an array is no image.
+            ValueError: If an array is no image, or a score is not finite.
         """
         if isinstance(image, str | Path | Image.Image) or (isinstance(image, np.ndarray) and image.ndim < 4):
             return self._interpret(self._compiled(self._prepare(image)).to_tuple(), image)
@@ -178,6 +178,10 @@ class Detector:
         anomaly_map = _first(outputs["anomaly_map"]) if "anomaly_map" in outputs else None
         mask = _first(outputs["pred_mask"]).astype(bool) if "pred_mask" in outputs else None
         score = float(outputs["pred_score" if "pred_score" in outputs else "anomaly_map"].max())
+        if not np.isfinite(score):
+            name = f"'{source}'" if isinstance(source, str | Path) else "an image"
+            msg = f"The model scores {name} {score}, which says nothing: export it anew, or try another device."
+            raise ValueError(msg)
         if self.threshold is not None:
             is_anomalous = score > self.threshold
         elif "pred_label" in outputs:

@@ -187,6 +187,15 @@ class TestRefused:
         with pytest.raises(NotADetectorError, match=r"relu\.xml' is no anomaly detector: it has 1 inputs"):
             Detector(tmp_path / "relu.xml")
 
+    def test_model_whose_scores_are_not_finite(self, tmp_path: Path, trained: Trained) -> None:
+        ops = openvino.opset13
+        image = ops.parameter([1, 3, 8, 8], name="image")
+        score = ops.log(ops.subtract(ops.reduce_mean(image, [1, 2, 3]), np.float32(2)))
+        score.output(0).set_names({"pred_score"})
+        openvino.save_model(openvino.Model([score], [image]), tmp_path / "broken.xml")
+        with pytest.raises(ValueError, match=r"scores '.*\.png' nan, which says nothing"):
+            Detector(tmp_path / "broken.xml").predict(trained.paths[0])
+
     def test_unknown_device(self, trained: Trained) -> None:
         with pytest.raises(ValueError, match=r"no device 'TPU' here: choose one of CPU"):
             Detector(trained.xml, device="TPU")
