@@ -77,7 +77,8 @@ class Patches(ClassFolder):
 
         Raises:
             FileNotFoundError: If a folder or a box file's entry has no image.
-            ValueError: If an image is smaller than a patch, or the box file lacks a column.
+            ValueError: If an image is smaller than a patch, a mask has another size than its image, or the box file
+                lacks a column or holds an empty box.
         """
         paths, labels, is_train = self.find_files()
         boxes = self._read_boxes(paths)
@@ -167,13 +168,23 @@ class Patches(ClassFolder):
         if unknown:
             msg = f"'{file}' names images that are not there: {', '.join(sorted(unknown)[:5])}. Correct the paths."
             raise FileNotFoundError(msg)
+        low, high = boxes[["x_min", "y_min"]].to_numpy(), boxes[["x_max", "y_max"]].to_numpy()
+        wrong = ~((low >= 0) & (low < high)).all(1)
+        if wrong.any():
+            row = dict(boxes.loc[wrong, BOX_COLUMNS].iloc[0])
+            msg = f"'{file}' holds a box without a pixel, {row}: corners must satisfy 0 <= min < max."
+            raise ValueError(msg)
         return boxes
 
     def _read_annotation(self, path: Path, size: torch.Size, boxes: pd.DataFrame | None) -> torch.Tensor | None:
         """Return the abnormal pixels of an image as ones, ``(1, H, W)``, or ``None`` where nothing is annotated."""
         mask_path = self.root / "ground_truth" / path.parent.name / f"{path.stem}.png"
         if mask_path.exists():
-            return torch.as_tensor(read_mask(mask_path, as_tensor=True)).float().unsqueeze(0)
+            mask = torch.as_tensor(read_mask(mask_path, as_tensor=True)).float().unsqueeze(0)
+            if mask.shape[1:] != size:
+                msg = f"'{mask_path}' has {tuple(mask.shape[1:])} pixels, but its image {tuple(size)}: make them equal."
+                raise ValueError(msg)
+            return mask
         if boxes is None:
             return None
         chosen = boxes.loc[boxes.image == path.relative_to(self.root).as_posix(), BOX_COLUMNS[1:]]

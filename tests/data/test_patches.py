@@ -202,6 +202,16 @@ class TestRefused:
         [
             ("image,x,y\n", ValueError, r"has the columns \['image', 'x', 'y'\], but must have"),
             ("image,x_min,y_min,x_max,y_max\nlost.png,0,0,1,1\n", FileNotFoundError, "not there: lost.png"),
+            (
+                "image,x_min,y_min,x_max,y_max\ntest/1.abnormal/1.png,-5,0,9,9\n",
+                ValueError,
+                "a box without a pixel.*-5.*0 <= min < max",
+            ),
+            (
+                "image,x_min,y_min,x_max,y_max\ntest/1.abnormal/1.png,9,0,9,9\n",
+                ValueError,
+                "a box without a pixel.*9",
+            ),
         ],
     )
     def test_box_file(self, tmp_path: Path, tiles: Path, content: str, error: type, message: str) -> None:
@@ -209,6 +219,14 @@ class TestRefused:
             (tmp_path / part).symlink_to(tiles / part)
         (tmp_path / "boxes.csv").write_text(content)
         with pytest.raises(error, match=message):
+            Patches(tmp_path).setup()
+
+    def test_mask_of_another_size(self, tmp_path: Path, tiles: Path) -> None:
+        for part in ("train", "test"):
+            (tmp_path / part).symlink_to(tiles / part)
+        (tmp_path / "ground_truth" / "1.abnormal").mkdir(parents=True)
+        Image.new("L", (64, 64)).save(tmp_path / "ground_truth" / "1.abnormal" / "0.png")
+        with pytest.raises(ValueError, match=r"0.png' has \(64, 64\) pixels, but its image \(128, 96\)"):
             Patches(tmp_path).setup()
 
     def test_full_images_of_another_datamodule(self) -> None:
