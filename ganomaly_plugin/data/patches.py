@@ -171,7 +171,7 @@ class Patches(ClassFolder):
         low, high = boxes[["x_min", "y_min"]].to_numpy(), boxes[["x_max", "y_max"]].to_numpy()
         wrong = ~((low >= 0) & (low < high)).all(1)
         if wrong.any():
-            row = dict(boxes.loc[wrong, BOX_COLUMNS].iloc[0])
+            row = boxes.loc[wrong, BOX_COLUMNS].iloc[0].to_dict()
             msg = f"'{file}' holds a box without a pixel, {row}: corners must satisfy 0 <= min < max."
             raise ValueError(msg)
         return boxes
