@@ -249,6 +249,18 @@ class TestRefused:
             datamodule.setup()
 
 
+def test_small_deep_images_keep_their_precision(tmp_path: Path) -> None:
+    """16-bit grey levels that differ by less than an 8-bit step."""
+    for split in ("train", "test"):
+        (tmp_path / split / "good").mkdir(parents=True)
+        for level in (1000, 1010, 1020):
+            Image.fromarray(np.full((8, 8), level, dtype=np.uint16)).save(tmp_path / split / "good" / f"{level}.png")
+    datamodule = ClassFolder(tmp_path, one_vs_rest="normal", normal_class="good", val_split_mode="none")
+    datamodule.setup()
+    levels = [float(item.image.mean()) * 65535 for item in datamodule.train_data]
+    assert levels == pytest.approx([1000, 1010, 1020], abs=0.01)
+
+
 class TestNamesWithoutFiles:
     """Images that lie in one big file."""
 
