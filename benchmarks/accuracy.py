@@ -88,7 +88,7 @@ RIVALS: dict[str, tuple[type[AnomalibModule], dict[str, Any]]] = {
     "ae": (Autoencoder, {}),
     "vae": (VAE, {}),
     "egbad": (EGBAD, {"latent_vec_size": 16}),
-    "anogan": (AnoGAN, {"latent_vec_size": 16, "lr": 0.001, "steps": 100}),
+    "anogan": (AnoGAN, {"latent_vec_size": 16, "lr": 0.001}),
     "f_anogan": (FAnoGAN, {"latent_vec_size": 16}),
     "skip_ganomaly": (SkipGANomaly, {}),
 }
