@@ -180,6 +180,13 @@ class TestAssembly:
 class TestRefused:
     """Wrong arguments and files."""
 
+    @pytest.fixture
+    def unannotated(self, tmp_path: Path, tiles: Path) -> Path:
+        """The same images, without boxes and masks."""
+        for part in ("train", "test"):
+            (tmp_path / part).symlink_to(tiles / part)
+        return tmp_path
+
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
@@ -214,20 +221,17 @@ class TestRefused:
             ),
         ],
     )
-    def test_box_file(self, tmp_path: Path, tiles: Path, content: str, error: type, message: str) -> None:
-        for part in ("train", "test"):
-            (tmp_path / part).symlink_to(tiles / part)
-        (tmp_path / "boxes.csv").write_text(content)
+    def test_box_file(self, unannotated: Path, content: str, error: type, message: str) -> None:
+        (unannotated / "boxes.csv").write_text(content)
         with pytest.raises(error, match=message):
-            Patches(tmp_path).setup()
+            Patches(unannotated).setup()
 
-    def test_mask_of_another_size(self, tmp_path: Path, tiles: Path) -> None:
-        for part in ("train", "test"):
-            (tmp_path / part).symlink_to(tiles / part)
-        (tmp_path / "ground_truth" / "1.abnormal").mkdir(parents=True)
-        Image.new("L", (64, 64)).save(tmp_path / "ground_truth" / "1.abnormal" / "0.png")
+    def test_mask_of_another_size(self, unannotated: Path) -> None:
+        masks = unannotated / "ground_truth" / "1.abnormal"
+        masks.mkdir(parents=True)
+        Image.new("L", (64, 64)).save(masks / "0.png")
         with pytest.raises(ValueError, match=r"0.png' has \(64, 64\) pixels, but its image \(128, 96\)"):
-            Patches(tmp_path).setup()
+            Patches(unannotated).setup()
 
     def test_full_images_of_another_datamodule(self) -> None:
         trainer = Trainer(logger=False, enable_checkpointing=False)
