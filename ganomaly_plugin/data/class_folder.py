@@ -11,7 +11,7 @@ from rich.progress import track
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ganomaly_plugin.data.datamodule import LabelledImages, OneVsRestDataModule
-from ganomaly_plugin.pixels import decode, to_rgb
+from ganomaly_plugin.image_file import decode, to_rgb
 
 SPLITS = ("train", "test")
 SMALL = 64 * 64

@@ -25,7 +25,7 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import to_dtype, to_image
 
-from ganomaly_plugin.pixels import decode, to_rgb
+from ganomaly_plugin.image_file import decode, to_rgb
 
 _published: dict[str, npt.NDArray[np.uint8]] = {}
 """Images that have no file, by their names."""

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import openvino
 from PIL import Image
 
-from ganomaly_plugin.pixels import decode, to_rgb
+from ganomaly_plugin.image_file import decode, to_rgb
 
 Source = str | Path | Image.Image | npt.NDArray[Any]
 """A file, a Pillow image, or an array as :func:`to_input` takes it."""

@@ -17,7 +17,7 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from ganomaly_plugin.data.image_reader import install, read_image, read_mask
-from ganomaly_plugin.pixels import UnreadableImageError
+from ganomaly_plugin.image_file import UnreadableImageError
 
 ORIENTATION = 0x0112
 """EXIF tag."""

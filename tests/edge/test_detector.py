@@ -16,7 +16,7 @@ from PIL import Image
 from ganomaly_plugin import Digits
 from ganomaly_plugin.edge import Detector, NotADetectorError
 from ganomaly_plugin.edge.detector import shared_core, to_input
-from ganomaly_plugin.pixels import UnreadableImageError
+from ganomaly_plugin.image_file import UnreadableImageError
 from tests.engine import build_engine
 
 from .conftest import Trained

@@ -10,7 +10,7 @@ from anomalib.data import Folder
 from PIL import Image
 
 from ganomaly_plugin import GANomaly
-from ganomaly_plugin.pixels import UnreadableImageError
+from ganomaly_plugin.image_file import UnreadableImageError
 from tests.engine import build_engine
 
 from .conftest import build_datamodule
