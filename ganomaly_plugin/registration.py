@@ -58,24 +58,45 @@ def _loaded(group: str) -> Iterator[tuple[EntryPoint, type]]:
             yield entry, loaded
 
 
-def _aliases(group: str) -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group=group)}
+def _concrete_subclasses(base: type) -> Iterator[type]:
+    """Yield the classes below ``base``, at any depth, that can be instantiated."""
+    for subclass in base.__subclasses__():
+        if not inspect.isabstract(subclass):
+            yield subclass
+        yield from _concrete_subclasses(subclass)
 
 
-def _teach_model_lookup(module: ModuleType) -> None:
-    """Let ``get_model`` prefer an exact class name, then an alias, to anomalib's match regardless of case."""
-    stock: Callable[[str], type] = module._get_model_class_by_name
-    base: type[Any] = module.AnomalibModule
+def _teach_model_lookup(module: Any) -> None:
+    """Let ``get_model`` and ``list_models`` see every concrete model, not only direct subclasses of the base.
 
-    @wraps(stock)
+    A name is first compared with the classes' exact names, then with the aliases, and then without regard to case.
+    """
+    stock_list: Callable[[str], set[str]] = module.list_models
+    spelling = {"snake": module.convert_to_snake_case, "pascal": str, "title": module.convert_to_title_case}
+
+    @wraps(stock_list)
+    def list_models(case: str = "snake") -> set[str]:
+        if case not in spelling:
+            return stock_list(case)  # It says what is wrong.
+        return {spelling[case](model.__name__) for model in _concrete_subclasses(module.AnomalibModule)}
+
+    @wraps(module._get_model_class_by_name)
     def look_up(name: str) -> type:
-        for model in base.__subclasses__():
-            if model.__name__ == name:
-                return model
-        entry = _aliases("anomalib.models").get(name)
-        return stock(name) if entry is None else entry.load()
+        models = list(_concrete_subclasses(module.AnomalibModule))
+        aliased = [entry.load() for entry in entry_points(group="anomalib.models", name=name)]
+        folded = module.convert_snake_to_pascal_case(name).lower()
+        found: list[type] = [
+            *(model for model in models if model.__name__ == name),
+            *aliased,
+            *(model for model in reversed(models) if model.__name__.lower() == folded),
+        ]
+        if not found:
+            msg = f"There is no model {name!r}: choose one of {', '.join(sorted(list_models()))}."
+            raise module.UnknownModelError(msg)
+        return found[0]
 
-    module._get_model_class_by_name = look_up  # type: ignore[attr-defined]
+    module.list_models = list_models
+    module._get_model_class_by_name = look_up
 
 
 @cache
@@ -83,14 +104,7 @@ def _teach_command_line() -> None:
     """Let jsonargparse resolve aliases wherever it resolves the names of classes."""
     from jsonargparse import _typehints
 
-    stock: Callable[[Any, str], str] | None = getattr(_typehints, "resolve_class_path_by_name", None)
-    if stock is None:
-        warnings.warn(
-            "This version of jsonargparse resolves class names in a way unknown to ganomaly-plugin: write "
-            "--model ganomaly_plugin.GANomaly instead of --model ganomaly.",
-            stacklevel=2,
-        )
-        return
+    stock = _typehints.resolve_class_path_by_name
 
     @wraps(stock)
     def resolve(cls: type | tuple[type, ...], name: str) -> str:
@@ -99,9 +113,9 @@ def _teach_command_line() -> None:
             return path
         bases = tuple(base for base in (cls if isinstance(cls, tuple) else (cls,)) if inspect.isclass(base))
         for group in ("anomalib.models", "anomalib.data"):
-            entry = _aliases(group).get(name)
-            if entry is not None and issubclass(entry.load(), bases):
-                return f"{entry.module}.{entry.attr}"
+            for entry in entry_points(group=group, name=name):
+                if issubclass(entry.load(), bases):
+                    return f"{entry.module}.{entry.attr}"
         return path
 
     for module_name, module in list(sys.modules.items()):
