@@ -27,9 +27,9 @@ from ganomaly_plugin.data.one_vs_rest import (
     PROTOCOLS,
     OneVsRestSplit,
     Protocol,
-    one_class_abnormal,
-    one_class_abnormal_official,
-    one_class_normal,
+    one_anomalous_class,
+    one_anomalous_class_official,
+    one_normal_class,
 )
 
 SYNTHETIC_SIZE = 32
@@ -56,12 +56,14 @@ class OneVsRestDataModule(AnomalibDataModule):
 
     Args:
         one_vs_rest: ``abnormal``: the chosen class is the anomaly. Normal images of both official splits are pooled and
-            shuffled by the seed, 80 % are for training; the rest and all abnormal images are for the test (the GANomaly
-            paper). ``abnormal_official``: the same on the official splits, without a seed; abnormal images of both are
-            for the test. ``normal``: the chosen class is normal, on the official splits (most later papers). AUROCs of
-            different protocols are not comparable.
+            shuffled by the seed, 80 % are for training; the rest and all anomalous images are for the test (the
+            GANomaly paper). ``abnormal_official``: the same on the official splits, without a seed; anomalous images of
+            both are for the test. ``normal``: the chosen class is normal, on the official splits (most later papers).
+            AUROCs of different protocols are not comparable.
         abnormal_class: The chosen class by name or number, for the first two protocols; the first class by default.
         normal_class: The chosen class for ``normal``; the first class by default.
+        max_train_images: Training images at most, validation images held out from them included. ``None`` keeps all.
+        max_test_images: Test images of each kind, normal and anomalous, at most. ``None`` keeps all.
         train_batch_size: Images in a training batch. A last batch with fewer is left out, as in the GANomaly code,
             since batch normalisation suffers from it; a training set smaller than one batch is used whole.
         eval_batch_size: Images in a validation or test batch.
@@ -71,10 +73,10 @@ class OneVsRestDataModule(AnomalibDataModule):
         test_augmentations: Applied to the test images.
         augmentations: Applied wherever the three above are not given.
         val_split_mode: Where validation images come from, in anomalib's terms: ``from_train`` (normal images, held
-            out from the training set), ``from_test`` (normal and abnormal images, removed from the test set),
+            out from the training set), ``from_test`` (normal and anomalous images, removed from the test set),
             ``same_as_test``, ``synthetic`` (held out, and half of them damaged by anomalib's noise) or ``none``.
-        val_split_ratio: Share of the images to take for validation, in (0, 1).
-        seed: Non-negative seed of the splits.
+        val_split_ratio: Fraction of the images to take for validation, in (0, 1).
+        seed: Non-negative seed of the splits, and of the choice of images where their number is limited.
 
     Raises:
         ValueError: If an argument is out of its range; the message names the value and what is allowed.
@@ -91,6 +93,8 @@ class OneVsRestDataModule(AnomalibDataModule):
         one_vs_rest: Protocol = "abnormal",
         abnormal_class: int | str | None = None,
         normal_class: int | str | None = None,
+        max_train_images: int | None = None,
+        max_test_images: int | None = None,
         train_batch_size: int = 64,
         eval_batch_size: int = 64,
         num_workers: int = 0,
@@ -118,6 +122,10 @@ class OneVsRestDataModule(AnomalibDataModule):
         if seed < 0:
             msg = f"seed is {seed}, but must not be negative."
             raise ValueError(msg)
+        for name, limit in (("max_train_images", max_train_images), ("max_test_images", max_test_images)):
+            if limit is not None and limit < 1:
+                msg = f"{name} is {limit}, but must be at least 1, or None for all images."
+                raise ValueError(msg)
         super().__init__(
             train_batch_size=train_batch_size,
             eval_batch_size=eval_batch_size,
@@ -132,6 +140,8 @@ class OneVsRestDataModule(AnomalibDataModule):
             seed=seed,
         )
         self.one_vs_rest = one_vs_rest
+        self.max_train_images = max_train_images
+        self.max_test_images = max_test_images
         used, unused = "abnormal_class", "normal_class"
         arguments = {used: abnormal_class, unused: normal_class}
         if one_vs_rest == "normal":
@@ -182,23 +192,24 @@ class OneVsRestDataModule(AnomalibDataModule):
         if loaded.images is not None:
             publish(loaded.paths, loaded.images)
         split = self._split(loaded)
-        self.train_data = self._dataset(loaded, split.train, Split.TRAIN)
-        self.test_data = self._dataset(loaded, split.test, Split.TEST)
+        generator = np.random.default_rng(self.seed)
+        self.train_data = _draw(self._dataset(loaded, split.train, Split.TRAIN), self.max_train_images, generator)
+        self.test_data = _draw(self._dataset(loaded, split.test, Split.TEST), self.max_test_images, generator)
 
     def _split(self, loaded: LabelledImages) -> OneVsRestSplit:
         if self.one_vs_rest == "abnormal":
-            return one_class_abnormal(loaded.labels, self.chosen_class, seed=self.seed)
+            return one_anomalous_class(loaded.labels, self.chosen_class, seed=self.seed)
         if self.one_vs_rest == "abnormal_official":
-            return one_class_abnormal_official(loaded.labels, loaded.is_train, self.chosen_class)
-        return one_class_normal(loaded.labels, loaded.is_train, self.chosen_class)
+            return one_anomalous_class_official(loaded.labels, loaded.is_train, self.chosen_class)
+        return one_normal_class(loaded.labels, loaded.is_train, self.chosen_class)
 
     def _dataset(self, loaded: LabelledImages, positions: npt.NDArray[np.int64], split: Split) -> AnomalibDataset:
-        abnormal = (loaded.labels[positions] == self.chosen_class) != (self.one_vs_rest == "normal")
+        is_anomalous = (loaded.labels[positions] == self.chosen_class) != (self.one_vs_rest == "normal")
         samples = DataFrame(
             {
                 "image_path": [loaded.paths[position] for position in positions],
-                "label": np.where(abnormal, "abnormal", "normal"),
-                "label_index": np.where(abnormal, LabelName.ABNORMAL, LabelName.NORMAL),
+                "label": np.where(is_anomalous, "abnormal", "normal"),
+                "label_index": np.where(is_anomalous, LabelName.ABNORMAL, LabelName.NORMAL),
                 "mask_path": "",
                 "split": split,
                 "position": positions,
@@ -223,3 +234,11 @@ class OneVsRestDataModule(AnomalibDataModule):
         self.val_data = SyntheticAnomalyDataset(
             None, held_out.write_files(Path(folder), SYNTHETIC_SIZE), dataset_name=self.name
         )
+
+
+def _draw(dataset: AnomalibDataset, limit: int | None, generator: np.random.Generator) -> AnomalibDataset:
+    """Return a data set with at most ``limit`` images of each label."""
+    rows = [np.flatnonzero(dataset.samples.label_index == label) for label in (LabelName.NORMAL, LabelName.ABNORMAL)]
+    # Drawn without a limit as well, so that the test images do not depend on the limit of the training images.
+    drawn = np.concatenate([generator.permutation(each)[:limit] for each in rows])
+    return dataset if limit is None else dataset.subsample(drawn.tolist())

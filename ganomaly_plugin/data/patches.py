@@ -29,20 +29,21 @@ class Patches(ClassFolder):
 
     The images lie as in :class:`~ganomaly_plugin.data.class_folder.ClassFolder`; the normal class is ``0.normal`` by
     default, on the official splits. anomalib's tiler cuts each image, enlarged by less than a stride so that patches
-    cover it to the border. Patches of an abnormal image are abnormal where its annotation says so:
+    cover it to the border. Patches of an anomalous image are anomalous where its annotation says so:
 
-    * a mask ``<root>/ground_truth/<class>/<name of the image>.png``, anything but black being abnormal, or
+    * a mask ``<root>/ground_truth/<class>/<name of the image>.png``, anything but black being anomalous, or
     * rows of ``<root>/boxes.csv``, with the columns ``image`` (path below the root), ``x_min``, ``y_min``, ``x_max``
       and ``y_max`` in pixels, the maxima excluded.
 
-    Patches of an abnormal image without an annotation are all abnormal. All patches stay in memory, 12 kB each at 64
+    Patches of an anomalous image without an annotation are all anomalous. All patches stay in memory, 12 kB each at 64
     pixels.
 
     Args:
         root: Folder that holds ``train`` and ``test``.
         patch_size: Side of a patch in pixels.
         stride: Pixels from one patch to the next, at most ``patch_size``.
-        abnormal_share: Least share of a patch, in (0, 1], that its image's annotation must cover to make it abnormal.
+        anomalous_fraction: Fraction of a patch, in (0, 1], that its image's annotation must cover at least to make it
+            anomalous.
         normal_class: Name or number of the normal class.
         **kwargs: Further arguments of :class:`~ganomaly_plugin.data.datamodule.OneVsRestDataModule`.
 
@@ -58,19 +59,19 @@ class Patches(ClassFolder):
         root: Path | str,
         patch_size: int = 64,
         stride: int = 32,
-        abnormal_share: float = 0.05,
+        anomalous_fraction: float = 0.05,
         normal_class: int | str = "0.normal",
         **kwargs: Any,
     ) -> None:
         if not 0 < stride <= patch_size:
             msg = f"stride is {stride}, but must lie between 1 and patch_size, which is {patch_size}."
             raise ValueError(msg)
-        if not 0 < abnormal_share <= 1:
-            msg = f"abnormal_share is {abnormal_share}, but must lie in (0, 1]."
+        if not 0 < anomalous_fraction <= 1:
+            msg = f"anomalous_fraction is {anomalous_fraction}, but must lie in (0, 1]."
             raise ValueError(msg)
         super().__init__(root, one_vs_rest="normal", normal_class=normal_class, **kwargs)
         self.tiler = Tiler(patch_size, stride, mode=ImageUpscaleMode.INTERPOLATION)
-        self.abnormal_share = abnormal_share
+        self.anomalous_fraction = anomalous_fraction
 
     def load(self) -> LabelledImages:
         """Cut all images.
@@ -87,11 +88,11 @@ class Patches(ClassFolder):
             pixels = torch.as_tensor(read_image(path, as_tensor=True))
             tiles = self._cut(pixels, path)
             mask = None if label == self.chosen_class else self._read_annotation(path, pixels.shape[-2:], boxes)
-            is_abnormal = np.full(len(tiles), True)
+            is_anomalous = np.full(len(tiles), True)
             if mask is not None:
-                is_abnormal = self._cut(mask, path).mean((1, 2, 3)).numpy() >= self.abnormal_share
+                is_anomalous = self._cut(mask, path).mean((1, 2, 3)).numpy() >= self.anomalous_fraction
             patches.append((tiles * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy())
-            patch_labels.append(np.where(is_abnormal, label, self.chosen_class))
+            patch_labels.append(np.where(is_anomalous, label, self.chosen_class))
             names.append(_patch_names(path, len(tiles)))
         counts = [len(group) for group in names]
         return LabelledImages(
@@ -128,7 +129,7 @@ class Patches(ClassFolder):
         if missing:
             msg = (
                 f"{len(missing)} of {len(names)} patches of '{path}' have no prediction: predict the whole test set, "
-                "with a val_split_mode other than 'from_test'."
+                "without max_test_images and with a val_split_mode other than 'from_test'."
             )
             raise ValueError(msg)
         places: list[Any] = [patches[name] for name in names]
@@ -177,7 +178,7 @@ class Patches(ClassFolder):
         return boxes
 
     def _read_annotation(self, path: Path, size: torch.Size, boxes: pd.DataFrame | None) -> torch.Tensor | None:
-        """Return the abnormal pixels of an image as ones, ``(1, H, W)``, or ``None`` where nothing is annotated."""
+        """Return the anomalous pixels of an image as ones, ``(1, H, W)``, or ``None`` where nothing is annotated."""
         mask_path = self.root / "ground_truth" / path.parent.name / f"{path.stem}.png"
         if mask_path.exists():
             mask = torch.as_tensor(read_mask(mask_path, as_tensor=True)).float().unsqueeze(0)
@@ -197,7 +198,7 @@ class Patches(ClassFolder):
 
 
 class FullImages(Callback):
-    """Tells how a test on :class:`Patches` went on the full images.
+    """Evaluates a test on :class:`Patches` by full images.
 
     After the test, it logs ``full_image_AUROC`` of the highest score in each image, and saves a picture of each image
     with its map.
@@ -211,7 +212,7 @@ class FullImages(Callback):
         self._batches: list[ImageBatch] = []
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the datamodule and begin anew.
+        """Check the datamodule and forget an earlier test.
 
         Raises:
             TypeError: If the datamodule is not :class:`Patches`.

@@ -101,7 +101,7 @@ class Detector:
         self.input_size: tuple[int, int] | None = None
         if shape[2].is_static and shape[3].is_static:
             self.input_size = (shape[2].get_length(), shape[3].get_length())
-        self.facts = _facts(network)
+        self.metadata = _metadata(network)
 
     def predict(self, image: Source | Iterable[Source]) -> Prediction | list[Prediction]:
         """Score an image, or several.
@@ -130,8 +130,8 @@ class Detector:
 
         Args:
             images: Paths, Pillow images or arrays.
-            skip: Called with every image that cannot be read and the reason, and then the image is passed over. By
-                default the error is raised.
+            skip: Called with every image that cannot be read and the reason; the image is then skipped. By default the
+                error is raised.
         """
         idle = [self._compiled.create_infer_request() for _ in range(self._jobs)]
         pending: deque[tuple[openvino.InferRequest, Source]] = deque()
@@ -180,7 +180,7 @@ class Detector:
         score = float(outputs["pred_score" if "pred_score" in outputs else "anomaly_map"].max())
         if not np.isfinite(score):
             name = f"'{source}'" if isinstance(source, str | Path) else "an image"
-            msg = f"The model scores {name} {score}, which says nothing: export it anew, or try another device."
+            msg = f"The model scores {name} {score}, which says nothing: export it again, or try another device."
             raise ValueError(msg)
         if self.threshold is not None:
             is_anomalous = score > self.threshold
@@ -228,7 +228,7 @@ def _read(core: openvino.Core, path: Path) -> openvino.Model:
         network = core.read_model(path)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
-        msg = f"'{path}' is no model that OpenVINO can read ({reason}): export it anew."
+        msg = f"'{path}' is no model that OpenVINO can read ({reason}): export it again."
         raise NotADetectorError(msg) from error
     names = {name for port in network.outputs for name in port.names}
     rank = network.input(0).partial_shape.rank
@@ -246,14 +246,14 @@ def _read(core: openvino.Core, path: Path) -> openvino.Model:
     return network
 
 
-def _facts(network: openvino.Model) -> dict[str, str]:
-    """Return what the model says of itself."""
-    facts: dict[str, str] = {}
+def _metadata(network: openvino.Model) -> dict[str, str]:
+    """Return what the export says of itself."""
+    metadata: dict[str, str] = {}
     for section in ("model_info", "ganomaly_plugin"):
         if network.has_rt_info([section]):
             values = network.get_rt_info([section]).astype(dict)
-            facts |= {name: network.get_rt_info([section, name]).astype(str) for name in values}
-    return facts
+            metadata |= {name: network.get_rt_info([section, name]).astype(str) for name in values}
+    return metadata
 
 
 def _first(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

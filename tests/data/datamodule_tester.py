@@ -37,7 +37,7 @@ class DatamoduleTester:
 
     n_train: int
     n_test_normal: int
-    n_test_abnormal: int
+    n_test_anomalous: int
     image_shape: tuple[int, int, int]
 
     def build(self, **kwargs: Any) -> AnomalibDataModule:
@@ -60,8 +60,8 @@ class DatamoduleTester:
     def test_lengths(self) -> None:
         datamodule = self.set_up(val_split_mode="none")
         assert len(datamodule.train_data) == self.n_train
-        assert len(datamodule.test_data) == self.n_test_normal + self.n_test_abnormal
-        assert datamodule.test_data.samples.label_index.sum() == self.n_test_abnormal
+        assert len(datamodule.test_data) == self.n_test_normal + self.n_test_anomalous
+        assert datamodule.test_data.samples.label_index.sum() == self.n_test_anomalous
         assert datamodule.train_data.samples.label_index.sum() == 0
         assert datamodule.val_dataloader() == []
 
@@ -69,14 +69,14 @@ class DatamoduleTester:
         held_out = int(self.n_train * 0.1)
         assert len(datamodule.val_data) == held_out
         assert len(datamodule.train_data) == self.n_train - held_out
-        assert len(datamodule.test_data) == self.n_test_normal + self.n_test_abnormal
+        assert len(datamodule.test_data) == self.n_test_normal + self.n_test_anomalous
         assert not datamodule.val_data.has_anomalous
 
     def test_validation_from_test_is_labelled_and_removed(self) -> None:
         datamodule = self.set_up(val_split_mode="from_test", val_split_ratio=0.5)
         assert len(datamodule.train_data) == self.n_train
-        assert datamodule.val_data.samples.label_index.sum() == self.n_test_abnormal // 2
-        assert len(datamodule.val_data) + len(datamodule.test_data) == self.n_test_normal + self.n_test_abnormal
+        assert datamodule.val_data.samples.label_index.sum() == self.n_test_anomalous // 2
+        assert len(datamodule.val_data) + len(datamodule.test_data) == self.n_test_normal + self.n_test_anomalous
         assert not set(datamodule.val_data.samples.image_path) & set(datamodule.test_data.samples.image_path)
 
     def test_subsets_share_no_image(self, datamodule: Any) -> None:

@@ -102,7 +102,7 @@ class TestSplit:
         assert datamodule.train_data.samples.label_index.sum() == 0
         assert datamodule.test_data.samples.label_index.sum() == COUNTS[digit]
 
-    def test_labels_tell_the_abnormal_digit(self, root: Path) -> None:
+    def test_labels_tell_the_anomalous_digit(self, root: Path) -> None:
         samples = set_up(root, 8).test_data.samples
         is_eight = np.array([Path(path).parent.name == "8" for path in samples.image_path])
         np.testing.assert_array_equal(samples.label_index, is_eight)

@@ -4,6 +4,7 @@
 import hashlib
 import pickle
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,9 @@ MNIST_TEST = (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)
 
 
 class TestDigits(DatamoduleTester):
-    """Digit 8 abnormal: 174 of 1,797."""
+    """Digit 8 anomalous: 174 of 1,797."""
 
-    n_train, n_test_normal, n_test_abnormal = 1298, 325, 174
+    n_train, n_test_normal, n_test_anomalous = 1298, 325, 174
     image_shape = (3, 8, 8)
 
     @pytest.fixture(autouse=True, scope="class")
@@ -45,11 +46,11 @@ class TestDigits(DatamoduleTester):
 
 
 class TestMNIST(DatamoduleTester):
-    """Digit 2 abnormal by the paper's protocol."""
+    """Digit 2 anomalous by the paper's protocol."""
 
     n_train = (70_000 - 6_990) * 8 // 10
     n_test_normal = 70_000 - 6_990 - n_train
-    n_test_abnormal = 6_990
+    n_test_anomalous = 6_990
     image_shape = (3, 28, 28)
 
     @pytest.fixture(autouse=True, scope="class")
@@ -61,7 +62,7 @@ class TestMNIST(DatamoduleTester):
         return MNIST(self.folder, abnormal_class=2, **kwargs)
 
     @pytest.mark.parametrize(
-        ("arguments", "n_train", "n_test_normal", "n_test_abnormal"),
+        ("arguments", "n_train", "n_test_normal", "n_test_anomalous"),
         [
             (
                 {"one_vs_rest": "abnormal_official", "abnormal_class": "2"},
@@ -74,14 +75,14 @@ class TestMNIST(DatamoduleTester):
         ids=["abnormal_official", "normal"],
     )
     def test_official_splits(
-        self, arguments: dict[str, Any], n_train: int, n_test_normal: int, n_test_abnormal: int
+        self, arguments: dict[str, Any], n_train: int, n_test_normal: int, n_test_anomalous: int
     ) -> None:
         datamodule: Any = MNIST(self.folder, val_split_mode="none", **arguments)
         datamodule.setup()
         assert datamodule.train_data.samples.image_path.str.startswith("mnist/train/").all()
         assert len(datamodule.train_data) == n_train
-        assert len(datamodule.test_data) == n_test_normal + n_test_abnormal
-        assert datamodule.test_data.samples.label_index.sum() == n_test_abnormal
+        assert len(datamodule.test_data) == n_test_normal + n_test_anomalous
+        assert datamodule.test_data.samples.label_index.sum() == n_test_anomalous
 
 
 def test_fashion_mnist(real_data: Path, tmp_path: Path) -> None:
@@ -107,9 +108,9 @@ def cifar10_folders(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 class TestClassFolder(DatamoduleTester):
-    """Cars abnormal among the JPEG copies of CIFAR-10: 9 x 70 normals."""
+    """Cars anomalous among the JPEG copies of CIFAR-10: 9 x 70 normals."""
 
-    n_train, n_test_normal, n_test_abnormal = 504, 126, 70
+    n_train, n_test_normal, n_test_anomalous = 504, 126, 70
     image_shape = (3, 32, 32)
 
     @pytest.fixture(autouse=True, scope="class")
@@ -139,15 +140,15 @@ class TestClassFolder(DatamoduleTester):
 class TestUBALayout(DatamoduleTester):
     """Real X-ray images in the layout of GANomaly's code, of many sizes, so read from their files."""
 
-    n_train, n_test_normal, n_test_abnormal = 60, 40, 100
+    n_train, n_test_normal, n_test_anomalous = 60, 40, 100
     image_shape = (3, 48, 64)
 
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
     def root(cls, real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
         normal = sorted((real_data / "sixray_small" / "normal").iterdir())
-        abnormal = sorted((real_data / "sixray_small" / "threat").iterdir())
-        parts = {"train/0.normal": normal[:60], "test/0.normal": normal[60:], "test/1.abnormal": abnormal}
+        anomalous = sorted((real_data / "sixray_small" / "threat").iterdir())
+        parts = {"train/0.normal": normal[:60], "test/0.normal": normal[60:], "test/1.abnormal": anomalous}
         cls.folder = make_layout(tmp_path_factory.mktemp("uba"), parts)
 
     def build(self, **kwargs: Any) -> ClassFolder:
@@ -161,7 +162,7 @@ class TestUBALayout(DatamoduleTester):
 class TestCIFAR10(DatamoduleTester):
     """The JPEG copies in the official release's format: 9 x 70 normals."""
 
-    n_train, n_test_normal, n_test_abnormal = 504, 126, 70
+    n_train, n_test_normal, n_test_anomalous = 504, 126, 70
     image_shape = (3, 32, 32)
 
     @pytest.fixture(autouse=True, scope="class")
@@ -210,6 +211,69 @@ class TestCIFAR10(DatamoduleTester):
         assert first == second
 
 
+def reference_draw(datamodule: Any, max_train: int, max_test: int) -> list[list[str]]:
+    """Restate the draw of the published small-budget figures: training, then normal and anomalous test images."""
+    generator = np.random.default_rng(datamodule.seed)
+    drawn = []
+    for samples, labels, count in (
+        (datamodule.train_data.samples, (0,), max_train),
+        (datamodule.test_data.samples, (0, 1), max_test),
+    ):
+        rows = [
+            row
+            for label in labels
+            for row in generator.permutation(np.flatnonzero(samples.label_index == label))[:count]
+        ]
+        drawn.append(sorted(samples.image_path[rows]))
+    return drawn
+
+
+class TestLimits:
+    """Fewer images than there are, drawn by the seed."""
+
+    @pytest.fixture(params=["memory", "files"])
+    def build(self, request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+        """How to build a set whose images lie in memory, or in files of two sizes."""
+        if request.param == "memory":
+            return partial(Digits, tmp_path, 8)
+        for split in ("train", "test"):
+            for name in ("good", "bad"):
+                (tmp_path / split / name).mkdir(parents=True)
+                for index in range(30):
+                    Image.new("L", (8, 8 + index % 2)).save(tmp_path / split / name / f"{index:02}.png")
+        return partial(ClassFolder, tmp_path, abnormal_class="bad")
+
+    @pytest.mark.parametrize("seed", [0, 7])
+    def test_same_images_as_in_the_published_figures(self, build: Any, seed: int) -> None:
+        whole, limited = (
+            build(seed=seed, val_split_mode="none", **limits)
+            for limits in ({}, {"max_train_images": 20, "max_test_images": 10})
+        )
+        whole.setup()
+        limited.setup()
+        drawn = [list(data.samples.image_path) for data in (limited.train_data, limited.test_data)]
+        assert drawn == reference_draw(whole, 20, 10)
+        assert limited.test_data.samples.label_index.tolist().count(1) == 10
+
+    def test_validation_is_held_out_from_the_drawn_images(self, build: Any) -> None:
+        datamodule = build(max_train_images=20)
+        datamodule.setup()
+        assert (len(datamodule.train_data), len(datamodule.val_data)) == (18, 2)
+
+    def test_test_images_do_not_depend_on_the_training_limit(self, build: Any) -> None:
+        first, second = (build(max_test_images=5, max_train_images=limit) for limit in (None, 15))
+        first.setup()
+        second.setup()
+        assert list(first.test_data.samples.image_path) == list(second.test_data.samples.image_path)
+
+    def test_limit_above_the_number_keeps_all(self, build: Any) -> None:
+        whole, limited = build(), build(max_train_images=10_000, max_test_images=10_000)
+        whole.setup()
+        limited.setup()
+        for name in ("train_data", "val_data", "test_data"):
+            assert list(getattr(limited, name).samples.image_path) == list(getattr(whole, name).samples.image_path)
+
+
 class TestRefused:
     """Wrong arguments, before anything is read."""
 
@@ -222,6 +286,8 @@ class TestRefused:
             ({"normal_class": 2}, "normal_class is 2, but with one_vs_rest='abnormal' abnormal_class chooses"),
             ({"one_vs_rest": "normal", "abnormal_class": 2}, "abnormal_class is 2, .* normal_class chooses"),
             ({"seed": -1}, "seed is -1"),
+            ({"max_train_images": 0}, "max_train_images is 0, but must be at least 1, or None for all images"),
+            ({"max_test_images": -5}, "max_test_images is -5, but must be at least 1"),
             ({"val_split_ratio": 1.0}, "val_split_ratio is 1.0"),
             ({"val_split_mode": "half"}, "val_split_mode is 'half', but must be one of none, same_as_test"),
         ],

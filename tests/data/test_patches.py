@@ -24,8 +24,8 @@ from .datamodule_tester import DatamoduleTester, make_layout
 def xrays(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve real X-ray images in the layout of GANomaly's code."""
     normal = sorted((real_data / "sixray_small" / "normal").iterdir())
-    abnormal = sorted((real_data / "sixray_small" / "threat").iterdir())
-    parts = {"train/0.normal": normal[:6], "test/0.normal": normal[6:9], "test/1.abnormal": abnormal[:3]}
+    anomalous = sorted((real_data / "sixray_small" / "threat").iterdir())
+    parts = {"train/0.normal": normal[:6], "test/0.normal": normal[6:9], "test/1.abnormal": anomalous[:3]}
     return make_layout(tmp_path_factory.mktemp("xray"), parts)
 
 
@@ -40,7 +40,7 @@ def count(paths: list[Path]) -> int:
 
 
 class TestXrayPatches(DatamoduleTester):
-    """Without annotations all patches of an abnormal image are abnormal."""
+    """Without annotations all patches of an anomalous image are anomalous."""
 
     image_shape = (3, 64, 64)
 
@@ -50,7 +50,7 @@ class TestXrayPatches(DatamoduleTester):
         cls.folder = xrays
         cls.n_train = count(list((xrays / "train" / "0.normal").iterdir()))
         cls.n_test_normal = count(list((xrays / "test" / "0.normal").iterdir()))
-        cls.n_test_abnormal = count(list((xrays / "test" / "1.abnormal").iterdir()))
+        cls.n_test_anomalous = count(list((xrays / "test" / "1.abnormal").iterdir()))
 
     def build(self, **kwargs: Any) -> Patches:
         return Patches(self.folder, **kwargs)
@@ -95,7 +95,7 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestLabels:
-    """Which patches are abnormal."""
+    """Which patches are anomalous."""
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -191,7 +191,7 @@ class TestRefused:
         ("arguments", "message"),
         [
             ({"stride": 65}, "stride is 65, but must lie between 1 and patch_size, which is 64"),
-            ({"abnormal_share": 0.0}, r"abnormal_share is 0.0, but must lie in \(0, 1\]"),
+            ({"anomalous_fraction": 0.0}, r"anomalous_fraction is 0.0, but must lie in \(0, 1\]"),
             ({"normal_class": "good"}, "normal_class is 'good', but must be one of 0.normal, 1.abnormal"),
         ],
         ids=str,

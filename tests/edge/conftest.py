@@ -32,7 +32,7 @@ class Trained(NamedTuple):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """GANomaly on scikit-learn's digits, the eight abnormal."""
+    """GANomaly on scikit-learn's digits, the eight anomalous."""
     root = tmp_path_factory.mktemp("edge")
     seed_everything(3)
     datamodule = Digits(root / "digits", 8, eval_batch_size=25)

@@ -76,7 +76,7 @@ def test_list_on_standard_input(
     assert all(0 <= row["score"] <= 1 for row in found)
 
 
-def test_one_bad_file_is_reported_and_passed_over(
+def test_one_bad_file_is_reported_and_skipped(
     tmp_path: Path, trained: Trained, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The rest is scored, and the exit status says that something went wrong."""

@@ -53,15 +53,15 @@ def test_bfloat16_moves_scores_little(trained: Trained, detector: Detector, size
         assert compiled(image)["pred_score"].item() == pytest.approx(score, abs=tolerance)
 
 
-def test_every_form_of_an_image_gives_the_same(trained: Trained, detector: Detector) -> None:
+def test_every_format_of_an_image_gives_the_same(trained: Trained, detector: Detector) -> None:
     """File, Pillow image, integers and floats, grey and colour."""
     path = trained.paths[0]
     grey = np.array(Image.open(path))
     colour = np.repeat(grey[..., np.newaxis], 3, axis=2)
     expected = detector.predict(path).score
     sixteen = grey.astype(np.uint16) * 257
-    for form in (Path(path), Image.open(path), grey, grey[..., np.newaxis], colour, colour / 255, sixteen):
-        assert detector.predict(form).score == pytest.approx(expected, abs=1e-6)
+    for source in (Path(path), Image.open(path), grey, grey[..., np.newaxis], colour, colour / 255, sixteen):
+        assert detector.predict(source).score == pytest.approx(expected, abs=1e-6)
     batch = detector.predict(np.stack([colour, colour]))
     assert [prediction.score for prediction in batch] == pytest.approx([expected] * 2, abs=1e-6)
 
@@ -92,8 +92,8 @@ def test_stream_takes_no_more_than_it_can_score(detector: Detector) -> None:
     assert taken <= 100 + 2 * 16
 
 
-def test_stream_passes_unreadable_images_over_when_asked(tmp_path: Path, trained: Trained, detector: Detector) -> None:
-    """The others come in order; without a word about skipping, the error is raised."""
+def test_stream_skips_unreadable_images_when_asked(tmp_path: Path, trained: Trained, detector: Detector) -> None:
+    """The others come in order; without ``skip``, the error is raised."""
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
     images = [trained.paths[0], broken, trained.paths[1]]
@@ -112,10 +112,10 @@ def test_threshold_overrides_the_model(trained: Trained, detector: Detector) -> 
     assert Detector(trained.xml, threshold=score - 1e-3).predict(trained.paths[0]).is_anomalous
 
 
-def test_facts(detector: Detector) -> None:
+def test_metadata(detector: Detector) -> None:
     """What the model says of itself."""
-    assert detector.facts["trained_on"] == "Digits/abnormal-8"
-    assert detector.facts["model_type"] == "AnomalyDetection"
+    assert detector.metadata["trained_on"] == "Digits/abnormal-8"
+    assert detector.metadata["model_type"] == "AnomalyDetection"
 
 
 def test_fixed_size_model_gets_its_size(trained: Trained, tmp_path: Path, detector: Detector) -> None:
