@@ -12,7 +12,7 @@ from typing import Any
 
 
 @cache
-def _modules() -> dict[str, str]:
+def _module_names() -> dict[str, str]:
     """Return the module of each public class, relative to this package."""
     from importlib.metadata import entry_points  # Takes longer than the rest of the package's import.
 
@@ -24,11 +24,11 @@ def _modules() -> dict[str, str]:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _modules():
+    if name not in _module_names():
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
-    return getattr(import_module(_modules()[name], __name__), name)
+    return getattr(import_module(_module_names()[name], __name__), name)
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_modules()]
+    return [*globals(), *_module_names()]
