@@ -14,6 +14,8 @@ from .model_tester import ExportTester, ModelTester
 class TestAutoencoder(ModelTester, ExportTester):
     """What every model must do."""
 
+    INFERENCE_PARAMETERS = 2_736 + 2_744  # Encoder (192 + 528 + 2,016) and decoder (2,032 + 520 + 192).
+
     def build(self, image_size: tuple[int, int] = (32, 32), input_channels: int = 3, **kwargs: Any) -> Autoencoder:
         return Autoencoder(
             image_size=image_size, input_channels=input_channels, n_features=4, latent_vec_size=4, **kwargs
@@ -26,8 +28,10 @@ def test_score_by_hand() -> None:
     images = torch.rand(2, 3, 32, 32) * 2 - 1
     with torch.no_grad():
         prediction = model.model(images)
-        reconstructions = torch.cat([model.model.reconstruct(image) for image in images.split(1)])
-    expected = ((images + 1) / 2 - reconstructions).square().mean((1, 2, 3))
+        reconstructions = model.model.networks["autoencoder"](images)
+        shown = model.model.space.show(reconstructions)
+    torch.testing.assert_close(shown, (reconstructions + 1) / 2)
+    expected = ((images + 1) / 2 - shown).square().mean((1, 2, 3))
     torch.testing.assert_close(prediction.pred_score, expected)
 
 

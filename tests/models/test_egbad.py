@@ -10,7 +10,7 @@ from lightning.pytorch import seed_everything
 from sklearn.datasets import load_digits
 
 from ganomaly_plugin import EGBAD
-from ganomaly_plugin.models.components import adversarial
+from ganomaly_plugin.models.components import joint_training
 from ganomaly_plugin.models.egbad import loss
 
 from .model_tester import ExportTester, ModelTester
@@ -18,6 +18,8 @@ from .model_tester import ExportTester, ModelTester
 
 class TestEGBAD(ModelTester, ExportTester):
     """What every model must do."""
+
+    INFERENCE_PARAMETERS = 2_736 + 2_744 + 720 + 2_560 + 1_041_408 + 1_025  # Encoder, generator, discriminator.
 
     def build(self, image_size: tuple[int, int] = (32, 32), input_channels: int = 3, **kwargs: Any) -> EGBAD:
         settings: dict[str, Any] = {"n_features": 4, "latent_vec_size": 4} | kwargs
@@ -27,9 +29,9 @@ class TestEGBAD(ModelTester, ExportTester):
 def test_losses_by_hand() -> None:
     """Logits of log 3 mean a probability of three quarters."""
     logit = torch.tensor([math.log(3.0)])
-    assert adversarial.generator_loss(logit).item() == pytest.approx(-math.log(0.75))
+    assert joint_training.generator_loss(logit).item() == pytest.approx(-math.log(0.75))
     assert loss.encoder_loss(logit).item() == pytest.approx(-math.log(0.25))
-    assert adversarial.discriminator_loss(logit, -logit).item() == pytest.approx(-2 * math.log(0.75))
+    assert joint_training.discriminator_loss(logit, -logit).item() == pytest.approx(-2 * math.log(0.75))
 
 
 @pytest.mark.parametrize("score", ["feature_matching", "cross_entropy"])
@@ -37,17 +39,17 @@ def test_score_follows_its_definition(score: Any) -> None:
     """Nine tenths of the summed error and a tenth of the discriminator's part, from the averaged networks."""
     model = EGBAD(image_size=32, n_features=4, latent_vec_size=4, score=score, visualizer=False).eval().model
     images = torch.rand(2, 3, 32, 32) * 2 - 1
-    networks: Any = model.average.module
+    networks = model.inference_networks
     with torch.no_grad():
         scores = model(images).pred_score
-        latent = networks.encoder(images)
-        rebuilt = networks.generator(latent)
-        logits, features = networks.discriminator(images, latent)
+        latent = networks["encoder"](images)
+        reconstructions = networks["generator"](latent)
+        logits, features = networks["discriminator"](images, latent)
         if score == "feature_matching":
-            second = (features - networks.discriminator(rebuilt, latent)[1]).abs().sum(1)
+            second = (features - networks["discriminator"](reconstructions, latent)[1]).abs().sum(1)
         else:
             second = -logits.sigmoid().log()
-    expected = 0.9 * (images - rebuilt).abs().sum((1, 2, 3)) + 0.1 * second
+    expected = 0.9 * (images - reconstructions).abs().sum((1, 2, 3)) + 0.1 * second
     torch.testing.assert_close(scores, expected)
 
 
@@ -55,28 +57,25 @@ def test_each_network_gets_its_own_gradient() -> None:
     """The gradients in one shared graph are those of three separate passes."""
     seed_everything(0)
     model = EGBAD(image_size=32, n_features=4, latent_vec_size=4, visualizer=False)
-    model.model.networks.discriminator.dropout.p = 0.0  # Draws would differ from pass to pass.
+    networks: Any = model.model.networks
+    networks["discriminator"].dropout.p = 0.0  # Draws would differ from pass to pass.
     images = torch.rand(4, 3, 32, 32) * 2 - 1
 
-    def losses() -> list[torch.Tensor]:
+    def objectives() -> dict[str, torch.Tensor]:
         torch.manual_seed(1)
-        true, generated = model.model(images)
-        return [
-            adversarial.discriminator_loss(true, generated),
-            adversarial.generator_loss(generated),
-            loss.encoder_loss(true),
-        ]
+        return model.objectives(model.losses(images))
 
-    expected = [
-        torch.autograd.grad(losses()[number], list(network.parameters()))
-        for number, network in enumerate(model.networks())
-    ]
-    model.backward(torch.stack(losses()))
-    for network, gradients in zip(model.networks(), expected, strict=True):
-        for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+    assert objectives().keys() == set(networks)
+    expected = {
+        name: torch.autograd.grad(objectives()[name], list(network.parameters())) for name, network in networks.items()
+    }
+    model.backward(model.joint_training.join(objectives()))
+    for name, network in networks.items():
+        for parameter, gradient in zip(network.parameters(), expected[name], strict=True):
             torch.testing.assert_close(parameter.grad, gradient)
 
 
+@pytest.mark.slow
 def test_encoder_inverts_the_generator() -> None:
     """After a short training, real digits come back far nearer to themselves than to other digits."""
     seed_everything(0)
@@ -86,20 +85,15 @@ def test_encoder_inverts_the_generator() -> None:
     model = EGBAD(image_size=28, input_channels=1, n_features=16, latent_vec_size=4, lr=0.001, visualizer=False)
     optimiser = model.configure_optimizers()
     for _ in range(400):
-        true, generated = model.train().model(digits[torch.randint(len(digits), (16,))])
+        losses = model.train().losses(digits[torch.randint(len(digits), (16,))])
         optimiser.zero_grad()
-        losses = [
-            adversarial.discriminator_loss(true, generated),
-            adversarial.generator_loss(generated),
-            loss.encoder_loss(true),
-        ]
-        model.backward(torch.stack(losses))
+        model.backward(model.joint_training.join(model.objectives(losses)))
         optimiser.step()
         model.model.update_average()
     with torch.no_grad():
-        rebuilt = model.eval().model.rebuild(digits)
-        error = (rebuilt - digits).abs().mean()
-        error_by_chance = (rebuilt - digits[torch.randperm(len(digits))]).abs().mean()
+        reconstructions = model.eval().model(digits).reconstruction
+        error = (reconstructions - digits).abs().mean()
+        error_by_chance = (reconstructions - digits[torch.randperm(len(digits))]).abs().mean()
     assert error < 0.7 * error_by_chance
 
 
@@ -108,7 +102,7 @@ def test_encoder_inverts_the_generator() -> None:
     [
         ({"image_size": 27}, "each side must be at least 28"),
         ({"score": "l2"}, "choose one of feature_matching, cross_entropy"),
-        ({"weight": 1.5}, "weight is 1.5; it is a share, which lies in"),
+        ({"weight": 1.5}, "weight is 1.5; it is a fraction, which lies in"),
         ({"lr": 0.0}, "lr is 0.0; the learning rate must be positive"),
         ({"beta2": 1.0}, "beta2 is 1.0; Adam's decay rates lie in"),
     ],

@@ -20,6 +20,8 @@ from .model_tester import ExportTester, ModelTester
 class TestFAnoGAN(ModelTester, ExportTester):
     """What every model must do; resuming covers a stop between the phases, which change after two of four epochs."""
 
+    INFERENCE_PARAMETERS = 2_744 + 1_224 + 2_736  # Generator, critic, encoder.
+
     def build(self, image_size: tuple[int, int] = (32, 32), input_channels: int = 3, **kwargs: Any) -> FAnoGAN:
         settings: dict[str, Any] = {"n_features": 4, "latent_vec_size": 4, "critic_steps": 2} | kwargs
         return FAnoGAN(image_size=image_size, input_channels=input_channels, **settings)
@@ -53,7 +55,7 @@ class TestFAnoGAN(ModelTester, ExportTester):
 
         class Gradients(Callback):
             def on_before_optimizer_step(self, _trainer: Any, pl_module: FAnoGAN, _optimizer: Any) -> None:
-                networks = pl_module.model.networks.named_children()
+                networks = pl_module.model.networks.items()
                 gradients = {name: [part.grad for part in network.parameters()] for name, network in networks}
                 for name, values in gradients.items():
                     assert len({value is None for value in values}) == 1, name
@@ -68,7 +70,7 @@ class TestFAnoGAN(ModelTester, ExportTester):
 
 
 def test_losses_by_hand() -> None:
-    """Verdicts of 3 and 1 on real images, and of 0 and -1 on generated ones."""
+    """Critic scores of 3 and 1 for real images, and of 0 and -1 for generated ones."""
     real, generated = torch.tensor([3.0, 1.0]), torch.tensor([0.0, -1.0])
     assert loss.critic_loss(real, generated).item() == pytest.approx(-2.5)
     assert loss.generator_loss(generated).item() == pytest.approx(0.5)
@@ -83,23 +85,23 @@ def test_gradient_penalty_of_a_linear_critic() -> None:
 
 
 def test_gradient_penalty_by_finite_differences() -> None:
-    """Value and slope in a weight of the real critic, each from differences of its verdicts alone."""
+    """Value and slope in a weight of the real critic, each from differences of its scores alone."""
     seed_everything(0)
     model = FAnoGAN(image_size=28, input_channels=1, n_features=2, latent_vec_size=2, visualizer=False).double()
-    critic = model.model.networks.critic
+    critic: Any = model.model.networks["critic"]
     images = torch.rand(1, 1, 28, 28, dtype=torch.float64)
 
-    def verdict(batch: torch.Tensor) -> torch.Tensor:
+    def critic_score(batch: torch.Tensor) -> torch.Tensor:
         return critic(batch)[0]
 
     @torch.no_grad()
     def by_differences() -> float:
         step = 1e-5
         shifts = step * torch.eye(28 * 28, dtype=torch.float64).view(-1, 1, 28, 28)
-        slopes = (verdict(images + shifts) - verdict(images - shifts)) / (2 * step)
+        slopes = (critic_score(images + shifts) - critic_score(images - shifts)) / (2 * step)
         return float((slopes.norm() - 1) ** 2)
 
-    penalty = loss.gradient_penalty(verdict, images)
+    penalty = loss.gradient_penalty(critic_score, images)
     assert penalty.item() == pytest.approx(by_differences(), rel=1e-5)
     penalty.backward()
     weight = critic.features[0].weight
@@ -117,11 +119,11 @@ def test_score_follows_its_definition() -> None:
     """The squared error of pixels plus kappa times that of the critic's features, from the averaged networks."""
     model = FAnoGAN(image_size=32, n_features=4, latent_vec_size=4, kappa=0.5, visualizer=False).eval().model
     images = torch.rand(2, 3, 32, 32) * 2 - 1
-    networks: Any = model.average.module
+    networks = model.inference_networks
     with torch.no_grad():
-        rebuilt = networks.generator(networks.encoder(images))
-        features = [networks.critic(batch)[1] for batch in (images, rebuilt)]
-        expected = (images - rebuilt).square().mean((1, 2, 3))
+        reconstructions = networks["generator"](networks["encoder"](images))
+        features = [networks["critic"](batch)[1] for batch in (images, reconstructions)]
+        expected = (images - reconstructions).square().mean((1, 2, 3))
         expected = expected + 0.5 * (features[0] - features[1]).square().mean((1, 2, 3))
         torch.testing.assert_close(model(images).pred_score, expected)
 
@@ -135,7 +137,7 @@ def test_second_phase_leaves_the_gan_as_it_is(tmp_path: Path, datamodule: Folder
             states.append({name: value.clone() for name, value in pl_module.model.state_dict().items()})
 
     seed_everything(7)
-    model = FAnoGAN(image_size=32, n_features=4, latent_vec_size=4, critic_steps=1, gan_share=0.4, visualizer=False)
+    model = FAnoGAN(image_size=32, n_features=4, latent_vec_size=4, critic_steps=1, gan_fraction=0.4, visualizer=False)
     build_engine(tmp_path, max_epochs=5, callbacks=[Snapshots()]).fit(model, datamodule=datamodule)
     *_, before, after = states
     changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -150,7 +152,7 @@ def test_second_phase_leaves_the_gan_as_it_is(tmp_path: Path, datamodule: Folder
     [
         ({"image_size": 20}, "each side must be at least 28"),
         ({"critic_steps": 0}, "critic_steps is 0; it must be at least 1"),
-        ({"gan_share": 1.5}, "gan_share is 1.5; it is a share, which lies in"),
+        ({"gan_fraction": 1.5}, "gan_fraction is 1.5; it is a fraction, which lies in"),
         ({"kappa": -1.0}, "kappa is -1.0; it must be at least 0"),
         ({"penalty": -1.0}, "penalty is -1.0; it must be at least 0"),
     ],

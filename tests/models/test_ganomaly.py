@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.official_ganomaly import OfficialGANomaly
 from ganomaly_plugin import Digits
-from ganomaly_plugin.models.components import adversarial, averaging, scores
+from ganomaly_plugin.models.components import averaging, joint_training, scores
+from ganomaly_plugin.models.components.space import Pixels
 from ganomaly_plugin.models.ganomaly import GANomaly, loss
 from tests.engine import build_engine
 
@@ -31,6 +32,8 @@ from .model_tester import ExportTester, ModelTester
 class TestGANomaly(ModelTester, ExportTester):
     """The shared requirements."""
 
+    INFERENCE_PARAMETERS = 2 * 4_752 + 4_760  # Two encoders (192 + 528 + 4,032), a decoder.
+
     def build(self, image_size: tuple[int, int] = (32, 32), input_channels: int = 3, **kwargs: Any) -> GANomaly:
         """A GANomaly a sixteenth as wide as the paper's."""
         settings = {"n_features": 4, "latent_vec_size": 8, "max_features": 16} | kwargs
@@ -39,6 +42,8 @@ class TestGANomaly(ModelTester, ExportTester):
 
 class TestGreyExports(ExportTester):
     """The exports of a model that turns images grey."""
+
+    INFERENCE_PARAMETERS = 2 * 4_624 + 4_632  # The same without two channels of 4 x 16 weights each.
 
     def build(self, image_size: tuple[int, int] = (32, 32), input_channels: int = 1, **kwargs: Any) -> GANomaly:
         """The same with one channel."""
@@ -57,23 +62,32 @@ def parameter_count(network: torch.nn.Module) -> int:
 def test_parameter_counts_of_the_paper(size: int, channels: int, generator: int, discriminator: int) -> None:
     """The default widths leave the paper's sizes as they are."""
     model = GANomaly(image_size=size, input_channels=channels)
-    assert parameter_count(model.model.generator) == generator
-    assert parameter_count(model.discriminator) == discriminator
+    assert parameter_count(model.model.networks["generator"]) == generator
+    assert parameter_count(model.model.networks["discriminator"]) == discriminator
 
 
+@pytest.mark.slow
 def test_parameter_counts_at_256_pixels() -> None:
     """Unbounded, 256 px doubles to the size of the official networks; the cap cuts it to a quarter."""
     model = GANomaly(image_size=256, max_features=None)
-    assert parameter_count(model.model.generator) == 143_950_208
-    assert parameter_count(model.discriminator) == 44_739_328
+    assert parameter_count(model.model.networks["generator"]) == 143_950_208
+    assert parameter_count(model.model.networks["discriminator"]) == 44_739_328
     capped = GANomaly(image_size=256)
-    assert parameter_count(capped.model.generator) == 35_901_824
+    assert parameter_count(capped.model.networks["generator"]) == 35_901_824
+
+
+def test_torch_export_holds_the_generator_alone(tmp_path: Path) -> None:
+    """The paper's networks for 32 px have 3.2 M parameters in the generator, averaged or not."""
+    for average in (True, False):
+        model = GANomaly(image_size=32, average_weights=average)
+        exported = torch.load(model.to_torch(tmp_path), weights_only=False)["model"]
+        assert parameter_count(exported) == 3_206_528
 
 
 def test_initialisation_reaches_every_layer() -> None:
     """Convolutions have no bias and N(0, 0.02) weights, batch norms N(1, 0.02) weights and zero biases."""
     model = GANomaly(image_size=32)
-    for network in (model.model.generator, model.discriminator):
+    for network in model.model.networks.values():
         for layer in network.modules():
             if isinstance(layer, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
                 assert layer.bias is None
@@ -86,7 +100,7 @@ def test_initialisation_reaches_every_layer() -> None:
 
 def test_encoders_hold_distinct_weights() -> None:
     """The two encoders are alike in shape and share nothing."""
-    generator = GANomaly(image_size=32).model.generator
+    generator: Any = GANomaly(image_size=32).model.networks["generator"]
     ids = {id(parameter) for parameter in generator.encoder1.parameters()}
     assert ids.isdisjoint({id(parameter) for parameter in generator.encoder2.parameters()})
 
@@ -100,7 +114,7 @@ def test_losses_by_hand() -> None:
     assert loss.latent_loss(two, zero).item() == 2
     # sigmoid(log 3) = 3/4: calling it real costs -log 3/4, calling it fake -log 1/4.
     logit = torch.tensor([math.log(3)])
-    assert loss.fooling_loss(logit).item() == pytest.approx(-math.log(0.75))
+    assert joint_training.generator_loss(logit).item() == pytest.approx(-math.log(0.75))
     expected = (-math.log(0.75) - math.log(0.25)) / 2
     assert loss.discriminator_loss(logit, logit).item() == pytest.approx(expected)
 
@@ -110,9 +124,9 @@ def test_scores_by_hand() -> None:
     latent, other = torch.tensor([1.0, -3.0]).view(1, 2, 1, 1), torch.zeros(1, 2, 1, 1)
     assert scores.latent_l1_score(latent, other).tolist() == [2]
     assert scores.latent_l2_score(latent, other).tolist() == [5]
-    assert scores.latent_whitened_score(latent, other, torch.diag(torch.tensor([4.0, 1.0]))).tolist() == [6.5]
-    white, black = torch.ones(1, 3, 1, 1), -torch.ones(1, 3, 1, 1)
-    assert scores.reconstruction_error(white, black).tolist() == [[[[1]]]]
+    assert scores.latent_whitened_score(latent, other, torch.diag(torch.tensor([2.0, 1.0]))).tolist() == [6.5]
+    white, black = torch.ones(1, 3, 28, 28), -torch.ones(1, 3, 28, 28)
+    assert (Pixels((28, 28), 3, 2.0).error(white, black) == 1).all()
 
 
 @pytest.mark.parametrize("score", ["latent_l1", "latent_l2", "latent_relative", "reconstruction"])
@@ -121,7 +135,7 @@ def test_score_follows_its_definition(score: str) -> None:
     model = GANomaly(image_size=32, n_features=4, score=score, map_sigma=0.1).model.eval()
     images = torch.rand(3, 3, 32, 32) * 2 - 1
     with torch.no_grad():
-        _, reconstructions, latent, latent_of_reconstruction = model.average.module(images)
+        reconstructions, latent, latent_of_reconstruction = model.average.module["generator"](images)
         prediction = model(images)
     difference = (latent - latent_of_reconstruction).flatten(1)
     error = (images - reconstructions).abs() / 2
@@ -136,19 +150,21 @@ def test_score_follows_its_definition(score: str) -> None:
 
 
 def test_whitening_undoes_scale_and_correlation() -> None:
-    """Differences drawn with a known covariance have the inverse as precision, and a mean score of 1."""
+    """Differences with a known covariance have the identity as covariance afterwards, and a mean score of 1."""
     generator = torch.Generator().manual_seed(0)
     mixing = torch.tensor([[3.0, 0.0], [1.0, 0.5]])
     differences = torch.randn(100_000, 2, generator=generator) @ mixing.T
-    precision = scores.whitening_precision(differences, ridge=0)
-    torch.testing.assert_close(precision, torch.linalg.inv(mixing @ mixing.T), rtol=0.02, atol=0.01)
+    whitening = scores.whitening_matrix(differences.T @ differences / len(differences), ridge=0)
+    torch.testing.assert_close(whitening @ whitening.T, torch.linalg.inv(mixing @ mixing.T), rtol=0.02, atol=0.01)
+    torch.testing.assert_close((differences @ whitening).T.cov(), torch.eye(2), rtol=0, atol=0.01)
     latent = differences.view(-1, 2, 1, 1)
-    score = scores.latent_whitened_score(latent, torch.zeros_like(latent), precision)
+    score = scores.latent_whitened_score(latent, torch.zeros_like(latent), whitening)
     assert score.mean().item() == pytest.approx(1, abs=1e-4)
-    degenerate = scores.whitening_precision(torch.zeros(3, 2))
+    degenerate = scores.whitening_matrix(torch.zeros(2, 2))
     assert degenerate.isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "validates"),
     [
@@ -161,7 +177,7 @@ def test_whitening_undoes_scale_and_correlation() -> None:
 def test_whitening_is_measured_on_the_training_images(
     tmp_path: Path, datamodule: Folder, arguments: dict[str, Any], validates: bool
 ) -> None:
-    """After training, the precision is the inverse of the training images' second moments with 1 % of ridge.
+    """After training, the matrix whitens the training images' second moments with 1 % of ridge.
 
     It belongs to the last weights, whether or not a validation has seen them.
     """
@@ -174,18 +190,18 @@ def test_whitening_is_measured_on_the_training_images(
     model.eval()
     with torch.no_grad():
         images = torch.cat([model.pre_processor(batch.image) for batch in datamodule.train_dataloader()])
-        latent, latent_of_reconstruction = model.model.latent_codes(images)
-        differences = (latent - latent_of_reconstruction).flatten(1).double().numpy()
+        differences = model.model.latent_difference(images).double().numpy()
     moments = differences.T @ differences / len(differences)
     expected = np.linalg.inv(moments + 0.01 * moments.diagonal().mean() * np.eye(3))
-    np.testing.assert_allclose(model.model.precision.numpy(), expected, rtol=1e-3)
+    whitening = model.model.whitening.double().numpy()
+    np.testing.assert_allclose(whitening @ whitening.T, expected, rtol=1e-3)
     other = GANomaly(image_size=32, n_features=4, latent_vec_size=3)
     checkpoint = tmp_path / "other.ckpt"
     build_engine(tmp_path / "other").fit(other, datamodule=datamodule)
     other.trainer.save_checkpoint(checkpoint)
     with pytest.raises(ValueError, match="trained for another score than latent_whitened"):
         GANomaly.load_from_checkpoint(checkpoint, score="latent_whitened")
-    assert GANomaly.load_from_checkpoint(checkpoint, score="latent_l2").model.score == "latent_l2"
+    assert GANomaly.load_from_checkpoint(checkpoint, score="latent_l2").hparams["score"] == "latent_l2"
 
 
 class Batches(Dataset):
@@ -221,10 +237,15 @@ def bare_model(**kwargs: Any) -> GANomaly:
     return GANomaly(pre_processor=False, evaluator=False, visualizer=False, **settings)
 
 
+def discriminator_of(model: GANomaly) -> Any:
+    """The discriminator in training."""
+    return model.model.networks["discriminator"]
+
+
 def official_twin(model: GANomaly) -> OfficialGANomaly:
     """The official code's networks with the model's weights."""
     official = OfficialGANomaly(32, 3, width=8, latent=10)
-    ours = [*model.model.generator.state_dict().values(), *model.discriminator.state_dict().values()]
+    ours = model.model.networks.state_dict().values()
     official.load_state_dict(dict(zip(official.state_dict(), ours, strict=True)))
     return official
 
@@ -239,7 +260,7 @@ def test_training_equals_the_official_order() -> None:
     train_on(model, *batches)
     for batch in batches:
         official.step(batch)
-    ours = [*model.model.generator.parameters(), *model.discriminator.parameters()]
+    ours = list(model.model.networks.parameters())
     moved = 0.0
     for before, expected, actual in zip(
         (
@@ -265,41 +286,44 @@ def test_gradient_accumulation_averages_the_batches() -> None:
     train_on(model, first, second, accumulate_grad_batches=2)
     optimizer = twin.configure_optimizers()
     for batch in (first, second):
-        images, reconstructions, latent, other = twin.model(batch)
-        real, fake = twin.discriminator(images), twin.discriminator(reconstructions)
+        networks = twin.model.networks
+        reconstructions, latent, other = networks["generator"](batch)
+        real, fake = networks["discriminator"](batch), networks["discriminator"](reconstructions)
         generator_loss = (
             loss.feature_matching_loss(real[1], fake[1])
-            + 50 * loss.reconstruction_loss(images, reconstructions)
+            + 50 * loss.reconstruction_loss(batch, reconstructions)
             + loss.latent_loss(latent, other)
         )
-        twin.backward(torch.stack([generator_loss, loss.discriminator_loss(real[0], fake[0])]) / 2)
+        objectives = {"generator": generator_loss, "discriminator": loss.discriminator_loss(real[0], fake[0])}
+        twin.backward(twin.joint_training.join(objectives) / 2)
     optimizer.step()
-    for expected, actual in zip(twin.model.generator.parameters(), model.model.generator.parameters(), strict=True):
+    for expected, actual in zip(twin.model.networks.parameters(), model.model.networks.parameters(), strict=True):
         torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-4)
 
 
-def test_collapsed_discriminator_is_drawn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Below the limit the weights are drawn anew; Adam's moments and running statistics stay."""
-    monkeypatch.setattr(adversarial, "COLLAPSE_LOSS", float("inf"))
+def test_collapsed_discriminator_is_reinitialised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below the limit the weights are re-initialised; Adam's moments and running statistics stay."""
+    monkeypatch.setattr(joint_training, "COLLAPSE_LOSS", float("inf"))
     model = bare_model()
     with torch.no_grad():
-        model.discriminator.classifier.weight.fill_(5)
+        discriminator_of(model).classifier.weight.fill_(5)
     train_on(model, torch.rand(4, 3, 32, 32))
-    assert model.discriminator.classifier.weight.abs().max() < 0.2
+    assert discriminator_of(model).classifier.weight.abs().max() < 0.2
     moments = [state["exp_avg"].abs().max() for state in model.optimizers().state.values()]
     assert min(moments) > 0
-    assert model.discriminator.features[3].num_batches_tracked == 2
+    assert discriminator_of(model).features[3].num_batches_tracked == 2
 
 
 def test_healthy_discriminator_is_left_alone() -> None:
-    """Above the limit nothing is drawn anew."""
+    """Above the limit nothing is re-initialised."""
     model = bare_model()
     with torch.no_grad():
-        model.discriminator.classifier.weight.fill_(5)
+        discriminator_of(model).classifier.weight.fill_(5)
     train_on(model, torch.rand(4, 3, 32, 32))
-    assert model.discriminator.classifier.weight.min() > 4.9
+    assert discriminator_of(model).classifier.weight.min() > 4.9
 
 
+@pytest.mark.slow
 def test_ddp_equals_the_joint_batch(tmp_path: Path) -> None:
     """Two gloo processes with four images each take the step of one process with all eight."""
     script = Path(__file__).parent / "ddp_step.py"
@@ -307,10 +331,9 @@ def test_ddp_equals_the_joint_batch(tmp_path: Path) -> None:
         subprocess.run(
             [sys.executable, str(script), str(devices), str(tmp_path / f"{devices}.pt")], check=True, timeout=300
         )
+    classifier = "model.networks.discriminator.classifier.weight"
     joint, distributed = torch.load(tmp_path / "1.pt"), torch.load(tmp_path / "2.pt")
-    assert (
-        joint["before"]["discriminator.classifier.weight"] != joint["after"]["discriminator.classifier.weight"]
-    ).any()
+    assert (joint["before"][classifier] != joint["after"][classifier]).any()
     for name, expected in joint["after"].items():
         torch.testing.assert_close(distributed["after"][name], expected, atol=1e-6, rtol=1e-4)
 
@@ -371,7 +394,7 @@ def test_images_of_another_size_are_refused() -> None:
 
 
 def test_ganomaly_options_train() -> None:
-    """Extra layers, spatial latents, the 2018 adversarial form and no averaging all train a step."""
+    """Extra layers, spatial latents, the adversarial loss of 2018 and no averaging all train a step."""
     for options in (
         {"extra_layers": 2},
         {"add_final_conv_layer": False},
@@ -386,7 +409,7 @@ def test_ganomaly_options_train() -> None:
 
 def test_spatial_latent() -> None:
     """Without the final convolution the code is the last feature map."""
-    generator = bare_model(add_final_conv_layer=False).model.generator
+    generator = bare_model(add_final_conv_layer=False).model.networks["generator"]
     assert generator(torch.zeros(1, 3, 32, 32)).latent.shape == (1, 32, 4, 4)
 
 
@@ -394,7 +417,7 @@ def test_stock_yaml_arguments_load(caplog: pytest.LogCaptureFixture) -> None:
     """Every argument of anomalib's Ganomaly is taken; the one without effect says so."""
     GANomaly(batch_size=32, n_features=64, latent_vec_size=100, extra_layers=0, add_final_conv_layer=True, wadv=1,
              wcon=50, wenc=1, lr=0.0002, beta1=0.5, beta2=0.999)  # fmt: skip
-    assert "batch_size=32 has no effect" in caplog.text
+    assert "ignores batch_size=32" in caplog.text
 
 
 def test_nan_pixels_stop_training_by_name() -> None:
@@ -411,7 +434,7 @@ def test_divergence_names_the_loss() -> None:
     """A loss that overflows stops training with the loss's name and advice."""
     model = bare_model()
     with torch.no_grad():
-        model.discriminator.classifier.weight.fill_(1e38)
+        discriminator_of(model).classifier.weight.fill_(1e38)
     with pytest.raises(
         ValueError,
         match=r"diverged in epoch 0, batch 0: \{'loss_discriminator': (inf|nan)\}. Try a learning rate below",
@@ -492,8 +515,9 @@ def trained_on_digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[GANomal
     return model.eval(), datamodule
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("compression", "correlation", "share"),
+    ("compression", "correlation", "fraction"),
     [("FP16", 0.999, 0.6), ("INT8", 0.97, 0.35), ("INT8_PTQ", 0.99, 0.95), ("INT8_ACQ", 0.99, 0.95)],
 )
 def test_compressed_exports_score_alike(
@@ -501,9 +525,9 @@ def test_compressed_exports_score_alike(
     trained_on_digits: tuple[GANomaly, Digits],
     compression: str,
     correlation: float,
-    share: float,
+    fraction: float,
 ) -> None:
-    """Scores of the test images hardly move, the AUROC by less than 0.01, and the weights take a smaller share."""
+    """Scores of the test images hardly move, the AUROC by less than 0.01, and the weights take a smaller fraction."""
     from anomalib.deploy import CompressionType
 
     from ganomaly_plugin.edge.detector import shared_core
@@ -519,9 +543,10 @@ def test_compressed_exports_score_alike(
     assert np.corrcoef(expected, actual)[0, 1] > correlation
     assert roc_auc_score(labels, actual) == pytest.approx(roc_auc_score(labels, expected), abs=0.01)
     size = path.with_suffix(".bin").stat().st_size
-    assert size < share * 4 * sum(p.numel() for p in model.model.inference_generator.parameters())
+    assert size < fraction * 4 * parameter_count(model.model.inference_networks)
 
 
+@pytest.mark.slow
 def test_quantisation_without_images_is_refused(trained_on_digits: tuple[GANomaly, Digits], tmp_path: Path) -> None:
     """The message says what is missing."""
     from anomalib.deploy import CompressionType

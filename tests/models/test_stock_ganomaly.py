@@ -25,13 +25,13 @@ def first_convolution(network: nn.Module) -> nn.Conv2d:
 
 def test_first_convolution_pads_one_pixel() -> None:
     """The official encoder pads by 1 pixel; anomalib's by 4, so that its maps are larger than half the image."""
-    assert first_convolution(GANomaly(image_size=32).model.generator).padding == (1, 1)
+    assert first_convolution(GANomaly(image_size=32).model.networks).padding == (1, 1)
     assert first_convolution(stock_model().model.generator).padding == (4, 4)
 
 
-def test_weights_are_drawn_as_dcgan_does() -> None:
+def test_weights_are_initialised_as_dcgan_does() -> None:
     """N(0, 0.02) in ours; PyTorch's default in anomalib's, whose initialisation reaches no layer."""
-    ours = first_convolution(GANomaly(image_size=32, n_features=16).model.generator).weight
+    ours = first_convolution(GANomaly(image_size=32, n_features=16).model.networks).weight
     stock = first_convolution(stock_model().model.generator).weight
     assert ours.std().item() == pytest.approx(0.02, rel=0.15)
     assert stock.std().item() > 0.05

@@ -17,6 +17,8 @@ from .model_tester import ExportTester, ModelTester
 class TestVAE(ModelTester, ExportTester):
     """What every model must do."""
 
+    INFERENCE_PARAMETERS = 4_752 + 2_936  # An encoder to 8 numbers, a decoder to 6 channels.
+
     def build(self, image_size: tuple[int, int] = (32, 32), input_channels: int = 3, **kwargs: Any) -> VAE:
         settings: dict[str, Any] = {"n_features": 4, "latent_vec_size": 4, "n_samples": 3} | kwargs
         return VAE(image_size=image_size, input_channels=input_channels, **settings)
@@ -24,37 +26,37 @@ class TestVAE(ModelTester, ExportTester):
 
 def test_losses_equal_those_of_distributions() -> None:
     """torch.distributions gives the same densities and divergences."""
-    images, mean, deviation = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4), torch.rand(3, 2, 4, 4) + 0.1
-    torch.testing.assert_close(loss.gaussian_nll(images, mean, deviation), -Normal(mean, deviation).log_prob(images))
+    images, mean, std = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4), torch.rand(3, 2, 4, 4) + 0.1
+    torch.testing.assert_close(loss.gaussian_nll(images, mean, std), -Normal(mean, std).log_prob(images))
     latent, log_variance = torch.randn(3, 5, 1, 1), torch.randn(3, 5, 1, 1)
     expected = kl_divergence(Normal(latent, (log_variance / 2).exp()), Normal(0, 1)).sum((1, 2, 3))
     torch.testing.assert_close(loss.kl_divergence(latent, log_variance), expected)
 
 
 def test_score_is_the_reconstruction_probability() -> None:
-    """Computed here sample by sample with torch.distributions, above the least value that the floor allows."""
+    """Computed here sample by sample with torch.distributions, above the smallest value that the floor allows."""
     model = VAE(image_size=32, n_features=4, latent_vec_size=4, n_samples=3, visualizer=False).eval().model
     images = torch.rand(2, 3, 32, 32) * 2 - 1
     with torch.no_grad():
         prediction = model(images)
         expected = []
         for image in images.split(1):
-            latent, log_variance = model.encode(image)
+            latent, log_variance = model.autoencoder.encode(image)
             densities = []
             for noise in model.noise:
-                mean, deviation = model.decode(latent + (log_variance / 2).exp() * noise)
-                densities.append(Normal(mean, deviation).log_prob(image).mean())
+                mean, std = model.autoencoder.decode(latent + (log_variance / 2).exp() * noise)
+                densities.append(Normal(mean, std).log_prob(image).mean())
             expected.append(-torch.stack(densities).mean() - math.log(0.1 * math.sqrt(2 * math.pi)))
     torch.testing.assert_close(prediction.pred_score, torch.stack(expected), atol=1e-5, rtol=1e-5)
 
 
 def test_floor_bounds_the_score() -> None:
-    """A constant image that is rebuilt without error and with the least deviation scores zero, and no less."""
+    """A constant image, reconstructed without error and with the smallest standard deviation, scores zero."""
     model = VAE(image_size=32, n_features=4, latent_vec_size=4, n_samples=3, visualizer=False).eval().model
     image = torch.full((1, 3, 32, 32), 0.5)
     outputs = torch.full((3, 6, 32, 32), math.atanh(0.5))
     outputs[:, 3:] = -50  # Softplus makes nothing of it.
-    model.decoder.forward = lambda _codes: outputs
+    model.autoencoder.decoder.forward = lambda _codes: outputs
     with torch.no_grad():
         prediction = model(image)
     assert prediction.pred_score.item() == pytest.approx(0, abs=1e-5)
@@ -66,7 +68,7 @@ def test_floor_bounds_the_score() -> None:
     [
         ({"image_size": (64, 20)}, "each side must be at least 28"),
         ({"n_samples": 0}, "n_samples is 0; it must be at least 1"),
-        ({"minimum_deviation": 0.0}, "minimum_deviation is 0.0; it must be at least 0.001"),
+        ({"minimum_std": 0.0}, "minimum_std is 0.0; it must be at least 0.001"),
         ({"lr": -1.0}, "lr is -1.0"),
     ],
 )

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weight averaging whose memory grows with the training, so that short and long trainings need no tuning."""
+"""Weight averaging whose memory grows with the training, so that short and long trainings need no tuning.
+
+Lightning's ``WeightAveraging`` callback cannot take its place: it averages the whole Lightning module, discriminators
+and frozen networks too, and swaps the weights in and out, while f-AnoGAN's encoder trains against averaged networks.
+"""
 
 import torch
 from torch import nn
@@ -12,11 +16,11 @@ EXPONENT = 6.94
 
 
 def power_average(network: nn.Module) -> AveragedModel:
-    """Return a running average of a network's weights and batch-norm statistics.
+    """Return an exponential moving average (EMA) of a network's weights and batch-norm statistics.
 
-    After step ``t`` the average moves towards the weights by ``1 - (1 - 1/t) ** (EXPONENT + 1)``: it follows at once in
-    the beginning and then remembers about the last tenth of the training, however long that is (power-function
-    averaging, Karras et al., CVPR 2024, section 3.1). Call ``update_parameters(network)`` after each optimiser step.
+    After step ``t`` the average moves towards the weights by ``1 - (1 - 1/t) ** (EXPONENT + 1)``: it copies
+    them in the beginning and later covers about the last tenth of the training, however long that is (power-function
+    EMA, Karras et al., CVPR 2024, section 3.1). Call ``update_parameters(network)`` after each optimiser step.
 
     Args:
         network: The network in training. The average starts as a copy, whose parameters take no gradients.

@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refusals of arguments that are out of their range, with the value, the rule and what works."""
+"""Refusals of arguments that are out of their range, with the value, the rule and what works.
+
+The restricted types of ``jsonargparse.typing`` cannot take their place: they check what comes from the command line or
+from YAML, not what Python code passes.
+"""
+
+from collections.abc import Sequence
 
 
 def check_at_least(minimum: float, **values: float) -> None:
@@ -14,7 +20,19 @@ def check_at_least(minimum: float, **values: float) -> None:
             raise ValueError(msg)
 
 
-def check_share(**values: float) -> None:
+def check_choice(choices: Sequence[str], **values: str) -> None:
+    """Refuse arguments that are none of the choices.
+
+    Raises:
+        ValueError: Naming the argument, its value and the choices.
+    """
+    for name, value in values.items():
+        if value not in choices:
+            msg = f"{name} is {value!r}; choose one of {', '.join(choices)}."
+            raise ValueError(msg)
+
+
+def check_fraction(**values: float) -> None:
     """Refuse arguments outside [0, 1].
 
     Raises:
@@ -22,7 +40,7 @@ def check_share(**values: float) -> None:
     """
     for name, value in values.items():
         if not 0 <= value <= 1:
-            msg = f"{name} is {value}; it is a share, which lies in [0, 1]."
+            msg = f"{name} is {value}; it is a fraction, which lies in [0, 1]."
             raise ValueError(msg)
 
 

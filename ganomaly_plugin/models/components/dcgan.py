@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """DCGAN building blocks: the convolutional pyramids that the models share.
 
-Every convolution is bias-free and halves or doubles the image with a 4x4 kernel, stride 2 and padding 1, as in Radford
+Every convolution is bias-free and halves or doubles its input with a 4x4 kernel, stride 2 and padding 1, as in Radford
 et al., "Unsupervised Representation Learning with Deep Convolutional GANs", ICLR 2016, and in the GANomaly code.
-Image sizes need not be powers of two: an odd side is floored on the way down, and the decoder's output padding restores
-it on the way up.
+Sizes need not be powers of two: an odd side is floored on the way down, and the decoder's output padding restores it on
+the way up.
 """
 
 from collections.abc import Callable
@@ -17,22 +17,23 @@ from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 
 from ganomaly_plugin.models.components.checks import check_at_least
 
-MINIMUM_IMAGE_SIZE = 28
-"""Shorter side, in pixels, below which no two halvings leave a feature map worth encoding."""
+MINIMUM_SIZE = 8
+"""Shorter side of an input below which it cannot be halved."""
 
 
 @dataclass(frozen=True)
 class Pyramid:
-    """Shape of a model's networks: the sizes and widths of the feature maps between an image and its code.
+    """Shape of a model's networks: the sizes and widths of the feature maps between an input and its code.
 
     Attributes:
-        image_size: Height and width of the images in pixels, each at least ``MINIMUM_IMAGE_SIZE``.
-        channels: Channels of the images.
+        size: Height and width of the input, each at least ``MINIMUM_SIZE``.
+        channels: Channels of the input.
         n_features: Channels after the first convolution.
         latent_vec_size: Length of the latent code.
         max_features: Upper bound on the channels of any layer, ``None`` for the paper's unbounded doubling.
-        extra_layers: Number of additional 3x3 convolutions next to the image.
+        extra_layers: Number of additional 3x3 convolutions next to the input.
         add_final_conv_layer: If ``False``, the latent code is the last feature map itself.
+        bound: Last layer of a decoder, which brings its output into the input's range.
 
     Raises:
         ValueError: If a value is out of its range; the message names it, the rule and what works.
@@ -45,21 +46,19 @@ class Pyramid:
         [64, 128]
     """
 
-    image_size: tuple[int, int]
+    size: tuple[int, int]
     channels: int
     n_features: int
     latent_vec_size: int
     max_features: int | None = None
     extra_layers: int = 0
     add_final_conv_layer: bool = True
+    bound: type[nn.Module] = nn.Identity
 
     def __post_init__(self) -> None:
         """Refuse what no network can be built for."""
-        height, width = self.image_size
-        if min(height, width) < MINIMUM_IMAGE_SIZE:
-            nearest = (max(height, MINIMUM_IMAGE_SIZE), max(width, MINIMUM_IMAGE_SIZE))
-            rule = f"each side must be at least {MINIMUM_IMAGE_SIZE}"
-            msg = f"image_size is {self.image_size}; {rule}: the nearest is {nearest}."
+        if min(self.size) < MINIMUM_SIZE:
+            msg = f"The networks' input is {self.size}; each side must be at least {MINIMUM_SIZE}."
             raise ValueError(msg)
         check_at_least(1, n_features=self.n_features, latent_vec_size=self.latent_vec_size)
         check_at_least(0, extra_layers=self.extra_layers)
@@ -70,21 +69,25 @@ class Pyramid:
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
-        """Heights and widths of the feature maps, the image's own first.
+        """Heights and widths of the feature maps, the input's own first.
 
         Halving stops once the shorter side is below 8 pixels, which leaves 4x4 for every power of two.
         """
-        sizes = [self.image_size]
-        while min(sizes[-1]) >= 8:
+        sizes = [self.size]
+        while min(sizes[-1]) >= MINIMUM_SIZE:
             height, width = sizes[-1]
             sizes.append((height // 2, width // 2))
         return sizes
 
     @property
     def widths(self) -> list[int]:
-        """Channels of the feature maps after the image: doubled at each halving, never above ``max_features``."""
-        widths = [self.n_features * 2**stage for stage in range(len(self.sizes) - 1)]
-        return widths if self.max_features is None else [min(width, self.max_features) for width in widths]
+        """Channels of the feature maps after the input."""
+        return [self.width(stage) for stage in range(len(self.sizes) - 1)]
+
+    def width(self, stage: int) -> int:
+        """Return the channels after ``stage`` further halvings: doubled at each, never above ``max_features``."""
+        width = self.n_features * 2**stage
+        return width if self.max_features is None else min(width, self.max_features)
 
 
 class MapToVector(nn.Conv2d):
@@ -113,7 +116,7 @@ def _channels_last_rows(maps: torch.Tensor) -> torch.Tensor:
 
 
 class Encoder(nn.Module):
-    """Convolutional pyramid from an image to a latent code.
+    """Convolutional pyramid from an input to a latent code.
 
     Args:
         pyramid: Shape of the network.
@@ -146,29 +149,25 @@ class Encoder(nn.Module):
             else nn.Identity()
         )
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Encode images.
-
-        Args:
-            images: Shape ``(B, C, H, W)``.
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Encode inputs ``(B, C, H, W)``.
 
         Returns:
             Latent codes, ``(B, latent_vec_size, 1, 1)``, or the last feature map ``(B, F, h, w)`` if the encoder has
             no final convolution.
         """
-        latent: torch.Tensor = self.to_latent(self.features(images))
+        latent: torch.Tensor = self.to_latent(self.features(inputs))
         return latent
 
 
 class Decoder(nn.Module):
-    """Mirror of :class:`Encoder`: from a latent code to an image in [-1, 1].
+    """Mirror of :class:`Encoder`: from a latent code to an input.
 
     Args:
         pyramid: Shape of the network.
-        bounded: Whether a tanh keeps the output in [-1, 1].
     """
 
-    def __init__(self, pyramid: Pyramid, bounded: bool = True) -> None:
+    def __init__(self, pyramid: Pyramid) -> None:
         super().__init__()
         sizes, widths = pyramid.sizes[::-1], pyramid.widths[::-1]
         layers: list[nn.Module] = []
@@ -191,8 +190,7 @@ class Decoder(nn.Module):
                 nn.ReLU(inplace=True),
             ]
         layers.append(self._double(widths[-1], pyramid.channels, sizes[-2], sizes[-1]))
-        if bounded:
-            layers.append(nn.Tanh())
+        layers.append(pyramid.bound())
         self.layers = nn.Sequential(*layers)
 
     @staticmethod
@@ -206,13 +204,13 @@ class Decoder(nn.Module):
         )
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
-        """Decode latent codes of the encoder's shape to images ``(B, C, H, W)`` in [-1, 1]."""
-        images: torch.Tensor = self.layers(latent)
-        return images
+        """Decode latent codes of the encoder's shape to ``(B, C, H, W)``."""
+        decoded: torch.Tensor = self.layers(latent)
+        return decoded
 
 
 class Discriminator(nn.Module):
-    """An encoder to one number, the logit of "this image is real", that also hands out its last feature map.
+    """An encoder to one number, the logit of "this input is real", that also returns its last feature map.
 
     Args:
         pyramid: Shape of the network; the length of its code is not used.
@@ -225,16 +223,9 @@ class Discriminator(nn.Module):
         self.features = encoder.features
         self.classifier = encoder.to_latent
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Judge images.
-
-        Args:
-            images: Shape ``(B, C, H, W)``.
-
-        Returns:
-            Logits ``(B,)``, positive for real, and features ``(B, F, h, w)``.
-        """
-        features = self.features(images)
+    def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return logits ``(B,)``, positive for real, and features ``(B, F, h, w)`` of inputs ``(B, C, H, W)``."""
+        features = self.features(inputs)
         return self.classifier(features).flatten(), features
 
 

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exports that hold what infers and say what they are."""
+"""What exported OpenVINO files say of themselves, and how they are quantised."""
 
 from collections.abc import Iterable
-from copy import copy
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from anomalib import TaskType
@@ -15,145 +14,110 @@ from torchmetrics import Metric
 
 from ganomaly_plugin.models.components.metrics import AUROC
 
-if TYPE_CHECKING:
-    Mixin = AnomalibModule
-else:
-    Mixin = object  # anomalib takes every direct subclass of its module for a model.
 
+def metadata(model: AnomalibModule, trained_on: str) -> dict[str, dict[str, str]]:
+    """Return what an exported model says of itself, by section and name.
 
-class SelfDescribingExport(Mixin):
-    """Mixin that leaves the training's networks out of exports and writes a model's facts into its OpenVINO file.
+    Args:
+        model: The model. Its user-facing scores have their threshold at 0.5.
+        trained_on: Name and category of the data.
 
-    The facts are in ``rt_info``, in the section ``model_info`` what Intel's Model API reads, and in the section
-    ``ganomaly_plugin`` what else a client may want to know.
+    Returns:
+        ``model_info``, what Intel's Model API reads, and ``ganomaly_plugin``, what else a client may want to know.
     """
+    post_processor: Any = model.post_processor
+    height, width = model.input_size or (0, 0)
+    return {
+        "model_info": {
+            "model_type": "AnomalyDetection",
+            "task": "segmentation",
+            "labels": "Normal Anomaly",
+            "image_threshold": "0.5",
+            "pixel_threshold": "0.5",
+            "normalization_scale": "1",
+            "image_shape": f"{height} {width}",
+        },
+        "ganomaly_plugin": {
+            "version": version("ganomaly-plugin"),
+            "model": type(model).__name__,
+            "trained_on": trained_on,
+            "raw_image_threshold": f"{float(post_processor.image_threshold):.9g}" if post_processor else "none",
+            "raw_pixel_threshold": f"{float(post_processor.pixel_threshold):.9g}" if post_processor else "none",
+        },
+    }
 
-    training_only: tuple[str, ...] = ()
-    """Names of the submodules that inference does without."""
-    trained_on: str = "unknown"
-    """Name and category of the datamodule that the model was trained on, kept in checkpoints."""
 
-    def on_fit_start(self) -> None:
-        """Note what the model is trained on."""
-        super().on_fit_start()
-        datamodule: Any = getattr(self.trainer, "datamodule", None)
-        if datamodule is not None:
-            self.trained_on = "/".join(part for part in (datamodule.name, datamodule.category) if part)
+def write_metadata(path: Path, sections: dict[str, dict[str, str]]) -> None:
+    """Write metadata into the ``rt_info`` of an OpenVINO file, in place."""
+    import openvino
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the model was trained on."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["trained_on"] = self.trained_on
+    model = openvino.Core().read_model(path)
+    for section, values in sections.items():
+        for name, value in values.items():
+            model.set_rt_info(value, [section, name])
+    described = path.with_stem(f"{path.stem}.described")
+    openvino.save_model(model, described, compress_to_fp16=False)  # Weights that are FP16 already stay so.
+    del model  # It keeps the old weights open.
+    for suffix in (".bin", ".xml"):
+        described.with_suffix(suffix).replace(path.with_suffix(suffix))
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore what the model was trained on."""
-        super().on_load_checkpoint(checkpoint)
-        self.trained_on = checkpoint["trained_on"]
 
-    def to_torch(self, export_root: Path | str, model_file_name: str = "model") -> Path:
-        """Export to PyTorch as anomalib does, without the training's networks."""
-        exported = copy(self)
-        exported._modules = {name: module for name, module in self._modules.items() if name not in self.training_only}
-        return AnomalibModule.to_torch(exported, export_root, model_file_name)
+def quantise(model: Any, datamodule: AnomalibDataModule | None = None) -> Any:
+    """Quantise the convolutions of an OpenVINO model that tolerate it, calibrated on the validation images.
 
-    def to_openvino(self, export_root: Path | str, model_file_name: str = "model", **kwargs: Any) -> Path:
-        """Export to OpenVINO as anomalib does, and add the model's facts.
+    Raises:
+        ValueError: If there is no datamodule.
+    """
+    import nncf
 
-        Args:
-            export_root: Folder of the export.
-            model_file_name: Name of the file without its ending.
-            **kwargs: Further arguments of anomalib's ``to_openvino``.
+    return nncf.quantize(model, _calibration_images(model, datamodule), **_quantisation(model))
 
-        Returns:
-            Path of the ``.xml`` file.
-        """
-        path = super().to_openvino(export_root, model_file_name, **kwargs)
-        import openvino
 
-        model = openvino.Core().read_model(path)
-        for section, facts in self.facts().items():
-            for name, value in facts.items():
-                model.set_rt_info(value, [section, name])
-        described = path.with_stem(f"{path.stem}.described")
-        openvino.save_model(model, described, compress_to_fp16=False)  # Weights that are FP16 already stay so.
-        del model  # It keeps the old weights open.
-        for suffix in (".bin", ".xml"):
-            described.with_suffix(suffix).replace(path.with_suffix(suffix))
-        return path
+def quantise_with_accuracy_control(
+    model: Any,
+    datamodule: AnomalibDataModule | None = None,
+    metric: Metric | None = None,
+    task: TaskType | None = None,
+    max_drop: float = 0.01,
+) -> Any:
+    """Quantise likewise, and take layers back until a metric of the test images drops no further.
 
-    @staticmethod
-    def _post_training_quantization_ov(model: Any, datamodule: AnomalibDataModule | None = None) -> Any:
-        """Quantise the convolutions that bear it, calibrated on the datamodule's validation images."""
-        import nncf
+    Args:
+        model: OpenVINO model.
+        datamodule: Images for calibration and test.
+        metric: Metric to keep, image AUROC by default.
+        task: Ignored: the metric says what counts.
+        max_drop: Largest drop of the metric, in [0, 1].
 
-        images = _calibration_images(model, datamodule)
-        return nncf.quantize(model, images, **_quantisation(model))
+    Raises:
+        ValueError: If there is no datamodule, or ``max_drop`` is out of its range.
+    """
+    import nncf
 
-    @staticmethod
-    def _accuracy_control_quantization_ov(
-        model: Any,
-        datamodule: AnomalibDataModule | None = None,
-        metric: Metric | None = None,
-        task: TaskType | None = None,
-        max_drop: float = 0.01,
-    ) -> Any:
-        """Quantise in the same way, and take layers back until the metric on the test images drops no further.
+    del task
+    if not 0 <= max_drop <= 1:
+        msg = f"max_drop is {max_drop}, but must lie in [0, 1]."
+        raise ValueError(msg)
+    calibration = _calibration_images(model, datamodule)
+    assert datamodule is not None  # noqa: S101  (or the calibration would have said so)
+    datamodule.setup("test")
+    kept: Any = metric or AUROC(fields=["pred_score", "gt_label"])
 
-        Without a metric, it is the image AUROC.
-        """
-        import nncf
+    def validate(compiled: Any, batches: Iterable[ImageBatch]) -> float:
+        kept.reset()
+        for batch in batches:
+            images: Any = batch.image
+            outputs = compiled(images.numpy())
+            predicted = {port.any_name: torch.from_numpy(outputs[port]) for port in compiled.outputs}
+            for name in ("pred_score", "pred_label"):
+                predicted[name] = predicted[name].flatten()
+            kept.update(batch.update(in_place=False, **predicted))
+        return float(kept.compute())
 
-        del task  # The metric says what counts.
-        if not 0 <= max_drop <= 1:
-            msg = f"max_drop is {max_drop}, but must lie in [0, 1]."
-            raise ValueError(msg)
-        calibration = _calibration_images(model, datamodule)
-        assert datamodule is not None  # noqa: S101  (or the calibration would have said so)
-        datamodule.setup("test")
-        measure: Any = metric or AUROC(fields=["pred_score", "gt_label"])
-
-        def validate(compiled: Any, batches: Iterable[ImageBatch]) -> float:
-            measure.reset()
-            for batch in batches:
-                images: Any = batch.image
-                outputs = compiled(images.numpy())
-                predicted = {port.any_name: torch.from_numpy(outputs[port]) for port in compiled.outputs}
-                for name in ("pred_score", "pred_label"):
-                    predicted[name] = predicted[name].flatten()
-                measure.update(batch.update(in_place=False, **predicted))
-            return float(measure.compute())
-
-        return nncf.quantize_with_accuracy_control(
-            model,
-            calibration,
-            nncf.Dataset(datamodule.test_dataloader()),
-            validate,
-            max_drop=max_drop,
-            **_quantisation(model),
-        )
-
-    def facts(self) -> dict[str, dict[str, str]]:
-        """Return the sections of ``rt_info``; user-facing scores have their threshold at 0.5."""
-        post_processor: Any = self.post_processor
-        height, width = self.input_size or (0, 0)
-        return {
-            "model_info": {
-                "model_type": "AnomalyDetection",
-                "task": "segmentation",
-                "labels": "Normal Anomaly",
-                "image_threshold": "0.5",
-                "pixel_threshold": "0.5",
-                "normalization_scale": "1",
-                "image_shape": f"{height} {width}",
-            },
-            "ganomaly_plugin": {
-                "version": version("ganomaly-plugin"),
-                "model": type(self).__name__,
-                "trained_on": self.trained_on,
-                "raw_image_threshold": f"{float(post_processor.image_threshold):.9g}" if post_processor else "none",
-                "raw_pixel_threshold": f"{float(post_processor.pixel_threshold):.9g}" if post_processor else "none",
-            },
-        }
+    test_images = nncf.Dataset(datamodule.test_dataloader())
+    return nncf.quantize_with_accuracy_control(
+        model, calibration, test_images, validate, max_drop=max_drop, **_quantisation(model)
+    )
 
 
 CONVOLUTIONS = {"Convolution", "ConvolutionBackpropData", "GroupConvolution"}
@@ -186,8 +150,8 @@ def _quantisation(model: Any) -> dict[str, Any]:
     return {
         "preset": nncf.QuantizationPreset.MIXED,
         "ignored_scope": _full_precision_layers(model),
-        # The fast way estimates each layer's shift on its own, and the scores, small differences of what comes out at
-        # the end, move by a tenth. This way follows the shifts through the graph, and they move by a hundredth.
+        # The fast way estimates each layer's shift on its own, and the scores, small differences of the last outputs,
+        # move by a tenth. This way follows the shifts through the graph, and they move by a hundredth.
         "fast_bias_correction": False,
     }
 

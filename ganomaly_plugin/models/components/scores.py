@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Anomaly scores and maps of reconstructing models: non-negative, and a matter of one image alone."""
+"""Anomaly scores from latent codes: non-negative, each from one image alone."""
 
 import torch
 
@@ -18,9 +18,9 @@ def latent_l2_score(latent: torch.Tensor, latent_of_reconstruction: torch.Tensor
 
 
 def latent_relative_score(latent: torch.Tensor, latent_of_reconstruction: torch.Tensor) -> torch.Tensor:
-    """Distance of two latent codes ``(B, Z, h, w)`` as a share of the first one's length, as ``(B,)``.
+    """Distance of two latent codes ``(B, Z, h, w)`` as a fraction of the first one's length, as ``(B,)``.
 
-    Simple images, which have short codes and are rebuilt with ease, are not normal for that alone.
+    Otherwise simple images, which have short codes and are easy to reconstruct, would always score low.
     """
     distance = (latent - latent_of_reconstruction).flatten(1).norm(dim=1)
     length = latent.flatten(1).norm(dim=1)
@@ -28,47 +28,31 @@ def latent_relative_score(latent: torch.Tensor, latent_of_reconstruction: torch.
 
 
 def latent_whitened_score(
-    latent: torch.Tensor, latent_of_reconstruction: torch.Tensor, precision: torch.Tensor
+    latent: torch.Tensor, latent_of_reconstruction: torch.Tensor, whitening: torch.Tensor
 ) -> torch.Tensor:
     """Mean squared difference of two latent codes in units of what is usual among normal images.
 
     Args:
         latent: Codes ``(B, Z, 1, 1)``.
         latent_of_reconstruction: Codes of the same shape.
-        precision: Symmetric matrix ``(Z, Z)`` of :func:`whitening_precision`; the identity gives
-            :func:`latent_l2_score`.
+        whitening: Matrix ``(Z, Z)`` of :func:`whitening_matrix`; the identity gives :func:`latent_l2_score`.
 
     Returns:
         Scores ``(B,)``, about 1 for normal images.
     """
-    difference = (latent - latent_of_reconstruction).flatten(1)
-    return ((difference @ precision) * difference).mean(1).clamp(min=0)
+    return ((latent - latent_of_reconstruction).flatten(1) @ whitening).square().mean(1)
 
 
-def whitening_precision(differences: torch.Tensor, ridge: float = 0.01) -> torch.Tensor:
-    """Return the inverse of the second moments of latent differences.
+def whitening_matrix(moments: torch.Tensor, ridge: float = 0.01) -> torch.Tensor:
+    """Return the matrix ``W`` for which the product ``x @ W`` has the identity as second moments.
 
-    Args:
-        differences: Latent code minus code of the reconstruction, of normal images, ``(N, Z)``.
-        ridge: Share of the mean variance that is added to every direction, so that those never seen to vary in few
-            images do not weigh without bound.
-
-    Returns:
-        Symmetric positive definite matrix ``(Z, Z)``.
-    """
-    moments = differences.T @ differences / len(differences)
-    variance = moments.diagonal().mean().clamp(min=torch.finfo(moments.dtype).eps)
-    return torch.linalg.inv(moments + ridge * variance * torch.eye(len(moments), device=moments.device))
-
-
-def reconstruction_error(images: torch.Tensor, reconstructions: torch.Tensor) -> torch.Tensor:
-    """Absolute difference of two images in [-1, 1], as a share of the full range.
+    Its columns are the directions of ``moments``, so that the small ones are not rounding errors of the large ones.
 
     Args:
-        images: Shape ``(B, C, H, W)``.
-        reconstructions: Same shape.
-
-    Returns:
-        The mean over the channels, ``(B, 1, H, W)`` in [0, 1].
+        moments: Second moments ``(Z, Z)`` of vectors ``x``, symmetric and positive semi-definite.
+        ridge: Fraction of the mean variance that is added to every direction, which bounds the weight of directions
+            that hardly vary among few images.
     """
-    return (images - reconstructions).abs().mean(1, keepdim=True) / 2
+    variances, directions = torch.linalg.eigh(moments)
+    floor = ridge * variances.mean().clamp(min=torch.finfo(moments.dtype).eps)
+    return directions / (variances.clamp(min=0) + floor).sqrt()

@@ -17,8 +17,8 @@ from PIL import Image
 class ReconstructionVisualizer(ImageVisualizer):
     """anomalib's image visualiser with the reconstruction beside the input.
 
-    The model under test must have a method ``reconstruct(images) -> images`` with values in [0, 1], both
-    ``(B, 3, H, W)``, on its torch model. All arguments are those of anomalib's ``ImageVisualizer``.
+    It takes reconstructions from the attribute ``reconstruction`` of scored batches, ``(B, 3, H, W)`` in [0, 1]; where
+    there are none, it is anomalib's. All arguments are those of anomalib's ``ImageVisualizer``.
     """
 
     def on_test_batch_end(
@@ -31,13 +31,13 @@ class ReconstructionVisualizer(ImageVisualizer):
         dataloader_idx: int = 0,
     ) -> None:
         """Save one picture per image of the batch."""
-        del outputs, batch_idx, dataloader_idx
+        reconstructions: torch.Tensor | None = getattr(outputs, "reconstruction", None)
+        if reconstructions is None:
+            super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+            return
         self.output_dir = self.output_dir or Path(trainer.default_root_dir) / "images"
         datamodule: Any = getattr(trainer, "datamodule", None)
-        torch_model: Any = pl_module.model
-        with torch.inference_mode():
-            reconstructions = torch_model.reconstruct(batch.image).cpu()
-        for item, reconstruction in zip(batch, reconstructions, strict=True):
+        for item, reconstruction in zip(batch, reconstructions.cpu(), strict=True):
             filename = generate_output_filename(
                 input_path=item.image_path or "",
                 output_path=self.output_dir,

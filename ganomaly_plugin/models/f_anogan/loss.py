@@ -7,20 +7,20 @@ import torch
 
 
 def critic_loss(real: torch.Tensor, generated: torch.Tensor) -> torch.Tensor:
-    """Mean verdict on generated images ``(B,)`` less that on real ones ``(B,)``."""
+    """Mean critic score of generated images ``(B,)`` less that of real ones ``(B,)``."""
     return generated.mean() - real.mean()
 
 
 def generator_loss(generated: torch.Tensor) -> torch.Tensor:
-    """Negative mean verdict on generated images ``(B,)``."""
+    """Negative mean critic score of generated images ``(B,)``."""
     return -generated.mean()
 
 
 def gradient_penalty(critic: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
-    """Mean squared difference to 1 of the norms of the critic's gradients, differentiable in the critic's weights.
+    """Mean squared difference from 1 of the norms of the critic's gradients, differentiable in the critic's weights.
 
     Args:
-        critic: Maps images to verdicts ``(B,)``, each image by itself.
+        critic: Maps images to scores ``(B,)``, each image by itself.
         images: Where to take the gradients, between real and generated images: ``(B, C, H, W)``.
     """
     images = images.detach().requires_grad_()

@@ -1,23 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The variational autoencoder as an anomalib model."""
 
+from typing import Any, ClassVar
+
 import torch
-from anomalib.data import ImageBatch
-from anomalib.metrics import Evaluator
-from anomalib.models.components import AnomalibModule
-from anomalib.post_processing import PostProcessor
-from anomalib.pre_processing import PreProcessor
-from anomalib.visualization import Visualizer
 
-from ganomaly_plugin.models.components.checks import check_adam
-from ganomaly_plugin.models.components.dcgan import Pyramid
-from ganomaly_plugin.models.components.detector import OneClassDetector, to_size
+from ganomaly_plugin.models.components.detector_module import DetectorModule
 
-from .loss import gaussian_nll, kl_divergence
 from .torch_model import VAEModel
 
 
-class VAE(OneClassDetector, AnomalibModule):  # type: ignore[misc]  # two of Lightning's bases differ
+class VAE(DetectorModule):
     """Variational autoencoder that scores by reconstruction probability (An and Cho, 2015).
 
     Encoder and decoder give a mean and a variance each; the score is how improbable the decoder finds the image, on
@@ -26,75 +19,33 @@ class VAE(OneClassDetector, AnomalibModule):  # type: ignore[misc]  # two of Lig
     validation.
 
     Args:
-        n_features: Channels after the first convolution.
         latent_vec_size: Length of the latent code.
         lr: Learning rate of Adam.
-        image_size: Size in pixels that images are resized to: one side of a square, or height and width; at least 28.
-        input_channels: 3 for colour; 1 turns images grey inside the model.
-        max_features: Upper bound on the channels of any layer, ``None`` for unbounded doubling.
+        beta1: Adam's decay rate of the first moment.
         n_samples: Samples of the code for a score.
-        minimum_deviation: Floor of the pixels' standard deviations in a range of [-1, 1].
-        map_sigma: Standard deviation in pixels of the Gaussian that smooths the anomaly map.
-        pre_processor: Pre-processor, ``True`` for resizing and scaling to [-1, 1], ``False`` for none.
-        post_processor: Post-processor, ``True`` for the threshold-ratio one, ``False`` for none.
-        evaluator: Evaluator, ``True`` for AUROC, average precision and F1, ``False`` for none.
-        visualizer: Visualiser, ``True`` for pictures with the reconstruction, ``False`` for none.
-
-    Raises:
-        ValueError: If an argument is out of its range; the message names the value, the rule and what works.
+        minimum_std: Floor of the pixels' standard deviations in a range of [-1, 1].
+        **kwargs: Arguments of :class:`~ganomaly_plugin.models.components.detector_module.DetectorModule`.
     """
 
-    architecture = (*OneClassDetector.architecture, "n_features", "latent_vec_size", "max_features", "n_samples")
+    architecture = (*DetectorModule.architecture, "n_samples")
+    renamed_weights: ClassVar = DetectorModule.renamed_weights | {
+        "model.encoder.": "model.networks.autoencoder.encoder.",
+        "model.decoder.": "model.networks.autoencoder.decoder.",
+    }
 
     def __init__(
         self,
-        n_features: int = 32,
         latent_vec_size: int = 16,
         lr: float = 0.001,
-        image_size: int | tuple[int, int] = 64,
-        input_channels: int = 3,
-        max_features: int | None = 512,
+        beta1: float = 0.9,
         n_samples: int = 10,
-        minimum_deviation: float = 0.1,
-        map_sigma: float = 2.0,
-        pre_processor: PreProcessor | bool = True,
-        post_processor: PostProcessor | bool = True,
-        evaluator: Evaluator | bool = True,
-        visualizer: Visualizer | bool = True,
+        minimum_std: float = 0.1,
+        **kwargs: Any,
     ) -> None:
-        image_size = size = to_size(image_size)  # Keeps the argument's name, by which checkpoints store it.
-        check_adam(lr)
-        model = VAEModel(
-            Pyramid(size, input_channels, n_features, latent_vec_size, max_features),
-            n_samples,
-            minimum_deviation,
-            map_sigma,
-        )
-        super().__init__(
-            pre_processor=self.configure_pre_processor(size) if pre_processor is True else pre_processor,
-            post_processor=post_processor,
-            evaluator=evaluator,
-            visualizer=visualizer,
-        )
-        self.check_input_size(size)
-        self.model: VAEModel = model
-        self.lr = lr
+        super().__init__(latent_vec_size=latent_vec_size, lr=lr, beta1=beta1, **kwargs)
+        space = self.build_space()
+        self.model = VAEModel(space, self.build_pyramid(space), n_samples, minimum_std)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return Adam."""
-        return torch.optim.Adam(self.model.parameters(), lr=self.lr)
-
-    def training_step(self, batch: ImageBatch, batch_idx: int) -> torch.Tensor:
-        """Return the negative evidence lower bound of the batch, in nats a pixel.
-
-        Raises:
-            ValueError: If it is not finite; the message says where and what to try.
-        """
-        output = self.model(batch.image)
-        losses = {
-            "loss_reconstruction": gaussian_nll(output.images, output.mean, output.deviation).mean(),
-            "loss_divergence": kl_divergence(output.latent_mean, output.latent_log_variance).mean()
-            / output.images[0].numel(),
-        }
-        self.log_losses(losses, batch, batch_idx)
-        return losses["loss_reconstruction"] + losses["loss_divergence"]
+    def objectives(self, losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Minimise the negative evidence lower bound."""
+        return {"autoencoder": losses["loss_reconstruction"] + losses["loss_divergence"]}

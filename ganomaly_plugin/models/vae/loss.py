@@ -6,15 +6,15 @@ import math
 import torch
 
 
-def gaussian_nll(images: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor:
-    """Negative log-density of every pixel under a normal distribution of its own, of the images' shape.
+def gaussian_nll(target: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """Negative log-density of every element under a normal distribution of its own, of the target's shape.
 
     Args:
-        images: Any shape.
+        target: Any shape.
         mean: Means, of a shape that broadcasts.
-        deviation: Standard deviations above zero, likewise.
+        std: Standard deviations above zero, likewise.
     """
-    return ((images - mean) / deviation).square() / 2 + deviation.log() + math.log(2 * math.pi) / 2
+    return ((target - mean) / std).square() / 2 + std.log() + math.log(2 * math.pi) / 2
 
 
 def kl_divergence(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,374 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The base of the package's anomalib models: construction, training step, scoring, checkpoints and exports."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from copy import copy
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from anomalib import LearningType
+from anomalib.data import ImageBatch
+from anomalib.metrics import AUROC as PixelAUROC
+from anomalib.metrics import Evaluator, F1Score
+from anomalib.models import AnomalibModule
+from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
+from anomalib.visualization import Visualizer
+from lightning.pytorch import Callback
+from torchvision.transforms.v2 import Compose, Normalize, Resize
+
+from ganomaly_plugin.models.components import export
+from ganomaly_plugin.models.components.checks import check_adam
+from ganomaly_plugin.models.components.dcgan import Pyramid
+from ganomaly_plugin.models.components.detector_model import DetectorModel
+from ganomaly_plugin.models.components.joint_training import JointTraining, losses_are_checked
+from ganomaly_plugin.models.components.metrics import AUROC, AveragePrecision
+from ganomaly_plugin.models.components.post_processor import OneClassPostProcessor
+from ganomaly_plugin.models.components.pre_processor import AntialiasedPreProcessor
+from ganomaly_plugin.models.components.space import Pixels, Space
+from ganomaly_plugin.models.components.visualizer import ReconstructionVisualizer
+
+
+class DetectorModule(AnomalibModule):
+    """Abstract anomalib model of a detector that is trained on normal images only.
+
+    A subclass builds its torch model, ``self.model``, from :meth:`build_space` and :meth:`build_pyramid`, and says in
+    :meth:`objectives` what its networks minimise.
+
+    Logged per epoch: the torch model's losses in training; in validation ``val_score``, the mean raw score of the
+    normal images (monitor with mode ``min``), and ``image_AUROC`` (mode ``max``; NaN unless validation holds both
+    classes).
+
+    Args:
+        n_features: Channels after the first convolution of each network.
+        latent_vec_size: Length of the latent code.
+        max_features: Upper bound on the channels of any convolution, ``None`` for unbounded doubling.
+        lr: Learning rate of Adam.
+        beta1: Adam's decay rate of the first moment.
+        beta2: Adam's decay rate of the second moment.
+        image_size: Size in pixels that images are resized to: one side of a square, or height and width; at least 28.
+        input_channels: 3 for colour; 1 turns images grey inside the model.
+        map_sigma: Standard deviation in pixels of the Gaussian that smooths the anomaly map.
+        pre_processor: Pre-processor, ``True`` for resizing and scaling to [-1, 1], ``False`` for none.
+        post_processor: Post-processor, ``True`` for the threshold-ratio one, ``False`` for none.
+        evaluator: Evaluator, ``True`` for AUROC, average precision and F1, ``False`` for none.
+        visualizer: Visualiser, ``True`` for pictures with the reconstruction, ``False`` for none.
+
+    Attributes:
+        trained_on: Name and category of the datamodule that the model was trained on; kept in checkpoints.
+
+    Raises:
+        ValueError: If an argument is out of its range; the message names the value, the rule and what works.
+    """
+
+    model: DetectorModel
+    architecture: ClassVar[tuple[str, ...]] = (
+        "image_size",
+        "input_channels",
+        "n_features",
+        "latent_vec_size",
+        "max_features",
+    )
+    """Hyper-parameters that a checkpoint and the model it is loaded into must share."""
+    renamed_weights: ClassVar[dict[str, str]] = {"model.smooth.": "model.space.smooth."}
+    """Prefixes of weights' names in checkpoints of version 0.1.0, and today's."""
+    training_callbacks: ClassVar[tuple[type[Callback], ...]] = ()
+    """Callbacks that the training needs besides anomalib's."""
+
+    def __init__(
+        self,
+        n_features: int = 32,
+        latent_vec_size: int = 100,
+        max_features: int | None = 512,
+        lr: float = 0.0002,
+        beta1: float = 0.5,
+        beta2: float = 0.999,
+        image_size: int | tuple[int, int] = 64,
+        input_channels: int = 3,
+        map_sigma: float = 2.0,
+        pre_processor: PreProcessor | bool = True,
+        post_processor: PostProcessor | bool = True,
+        evaluator: Evaluator | bool = True,
+        visualizer: Visualizer | bool = True,
+    ) -> None:
+        check_adam(lr, beta1, beta2)
+        size = _pair(image_size)
+        super().__init__(
+            pre_processor=self.configure_pre_processor(size) if pre_processor is True else pre_processor,
+            post_processor=post_processor,
+            evaluator=evaluator,
+            visualizer=visualizer,
+        )
+        self.hparams["image_size"] = size  # In one form, whichever the caller took.
+        self._pixels = partial(Pixels, size, input_channels, map_sigma)
+        self._pyramid: Callable[..., Pyramid] = partial(
+            Pyramid, n_features=n_features, latent_vec_size=latent_vec_size, max_features=max_features
+        )
+        self.joint_training = JointTraining()
+        self.trained_on = "unknown"
+        self._rng_state: torch.Tensor | None = None
+
+    def build_space(self) -> Space:
+        """Build what the networks reconstruct: pixels, unless a subclass says otherwise."""
+        return self._pixels()
+
+    def build_pyramid(self, space: Space, **kwargs: Any) -> Pyramid:
+        """Build the shape of the networks for a space.
+
+        Args:
+            space: What the networks reconstruct.
+            **kwargs: What differs from the model's arguments, and further attributes of the pyramid.
+
+        Raises:
+            ValueError: If the pre-processor makes images of another size than the space's.
+        """
+        if self.input_size is not None and tuple(self.input_size) != space.image_size:
+            msg = (
+                f"The pre-processor makes images of {tuple(self.input_size)} pixels, but image_size is "
+                f"{space.image_size}: give both the same size."
+            )
+            raise ValueError(msg)
+        return self._pyramid(space.size, space.channels, bound=space.bound, **kwargs)
+
+    def configure_callbacks(self) -> Sequence[Callback]:
+        """Return anomalib's callbacks and the model's own."""
+        stock: Any = super().configure_callbacks()
+        return [*stock, *(callback() for callback in self.training_callbacks)]
+
+    def losses(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the scalar losses of a step by name, for pre-processed images ``(B, 3, H, W)``."""
+        return self.model.losses(self.model.space(images))
+
+    @abstractmethod
+    def objectives(self, losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return what each network of this step minimises, by the network's name, from the step's losses."""
+
+    def training_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, torch.Tensor]:
+        """Compute the losses of all networks that this step trains.
+
+        Returns:
+            ``loss``, one objective a network ``(N,)``, and the named losses.
+
+        Raises:
+            ValueError: If a loss is not finite; the message says which, where and what to try.
+        """
+        images: Any = batch.image
+        losses = self.losses(images)
+        if losses_are_checked(self.device, batch_idx):
+            self._check_finite(losses, batch, batch_idx)
+        self.log_dict(losses, on_step=False, on_epoch=True, batch_size=len(images), sync_dist=True)
+        return {**losses, "loss": self.joint_training.join(self.objectives(losses))}
+
+    def _check_finite(self, losses: dict[str, torch.Tensor], batch: ImageBatch, batch_idx: int) -> None:
+        values = torch.stack(list(losses.values())).tolist()
+        broken = {name: value for name, value in zip(losses, values, strict=True) if not abs(value) < float("inf")}
+        if not broken:
+            return
+        images: Any = batch.image
+        bad_pixels = ~images.isfinite().flatten(1).all(1)
+        if bad_pixels.any():
+            advice = f"The pixels of {_names(batch, bad_pixels)} are not finite: repair or remove them."
+        else:
+            rate = self.hparams["lr"]
+            advice = f"Try a learning rate below {rate}, trainer.gradient_clip_val: 1 or trainer.precision: 32-true."
+        msg = f"Training diverged in epoch {self.current_epoch}, batch {batch_idx}: {broken}. {advice}"
+        raise ValueError(msg)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return one Adam over all networks."""
+        settings = self.hparams
+        betas = (settings["beta1"], settings["beta2"])
+        # Elsewhere PyTorch's default is as fast, and fused steps exclude clipping under 16-bit mixed precision.
+        fused = self.device.type == "cpu"
+        return torch.optim.Adam(self.model.networks.parameters(), lr=settings["lr"], betas=betas, fused=fused)
+
+    def backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        """Take each network's gradient of its own objective in ``loss`` ``(N,)``."""
+        del args, kwargs
+        self.joint_training.backward(loss, self.model.networks)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step all networks, then let the average of those that score follow."""
+        super().optimizer_step(*args, **kwargs)
+        self.model.update_average()
+
+    def validation_step(self, batch: ImageBatch, batch_idx: int) -> ImageBatch:
+        """Score one validation batch and log the mean raw score of its normal images."""
+        del batch_idx
+        self._score(batch)
+        if batch.gt_label is not None and not batch.gt_label.all():
+            scores: Any = batch.pred_score
+            normal_scores = scores[~batch.gt_label]
+            self.log(
+                "val_score",
+                normal_scores.mean(),
+                on_epoch=True,
+                prog_bar=True,
+                batch_size=len(normal_scores),
+                sync_dist=True,
+            )
+        return batch
+
+    def test_step(self, batch: ImageBatch, batch_idx: int) -> ImageBatch:
+        """Score one test batch."""
+        del batch_idx
+        return self._score(batch)
+
+    def predict_step(self, batch: ImageBatch, batch_idx: int, dataloader_idx: int = 0) -> ImageBatch:
+        """Score one batch."""
+        del batch_idx, dataloader_idx
+        return self._score(batch)
+
+    def _score(self, batch: ImageBatch) -> ImageBatch:
+        """Add scores and maps to a batch, and two attributes that no post-processing touches.
+
+        These are ``raw_score`` ``(B,)`` and ``reconstruction``, ``(B, 3, H, W)`` in [0, 1] or ``None``.
+
+        Raises:
+            ValueError: If a score is not finite; the message names the images.
+        """
+        # The difference of two nearly equal codes would drown in the rounding of a 16-bit type.
+        with torch.autocast(self.device.type, enabled=False):
+            output = self.model(batch.image)
+        finite = output.pred_score.isfinite()
+        if not finite.all():
+            msg = f"The score of {_names(batch, ~finite)} is not finite: check the pixels, or train the model again."
+            raise ValueError(msg)
+        batch.raw_score = output.pred_score  # type: ignore[attr-defined]
+        batch.reconstruction = self.model.space.show(output.reconstruction)  # type: ignore[attr-defined]
+        return batch.update(pred_score=output.pred_score, anomaly_map=output.anomaly_map)
+
+    def on_fit_start(self) -> None:
+        """Note what the model is trained on, and restore the random state of the checkpoint that training resumes."""
+        super().on_fit_start()
+        datamodule: Any = getattr(self.trainer, "datamodule", None)
+        if datamodule is not None:
+            self.trained_on = "/".join(part for part in (datamodule.name, datamodule.category) if part)
+        if self._rng_state is not None:
+            torch.set_rng_state(self._rng_state.cpu())
+            self._rng_state = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the model was trained on, and the random state, so that a resumed training shuffles alike."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["trained_on"] = self.trained_on
+        checkpoint["torch_rng_state"] = torch.get_rng_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another model or architecture before its weights are touched.
+
+        Raises:
+            ValueError: If the checkpoint does not fit; the message says what it holds and what was expected.
+        """
+        saved = checkpoint["hyper_parameters"]
+        foreign = "anomalib's own Ganomaly" if "model.discriminator" in str(checkpoint["state_dict"].keys()) else "it"
+        checkpoint["state_dict"] = self._rename_weights(checkpoint["state_dict"])
+        differing = [
+            f"{name} is {saved[name]} in the checkpoint and {self.hparams[name]} in the model"
+            for name in self.architecture
+            if name in saved and saved[name] != self.hparams[name]
+        ]
+        same_networks = _networks(checkpoint["state_dict"]) == _networks(self.state_dict())
+        if "image_size" not in saved or not (differing or same_networks):
+            name = type(self).__name__
+            msg = (
+                f"This is not a checkpoint of ganomaly_plugin.{name}: {foreign} has other networks. Load it with the "
+                f"model that wrote it, or train {name} again."
+            )
+            raise ValueError(msg)
+        if differing:
+            msg = f"The checkpoint does not fit this model: {'; '.join(differing)}. Build the model as it was trained."
+            raise ValueError(msg)
+        super().on_load_checkpoint(checkpoint)
+        self.trained_on = checkpoint["trained_on"]
+        self._rng_state = checkpoint["torch_rng_state"]
+
+    def _rename_weights(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Give the weights of an older version's checkpoint the names of this one."""
+        renamed = {}
+        for name, value in state.items():
+            old = next((prefix for prefix in self.renamed_weights if name.startswith(prefix)), "")
+            renamed[self.renamed_weights.get(old, "") + name.removeprefix(old)] = value
+        return renamed
+
+    def to_torch(self, export_root: Path | str, model_file_name: str = "model") -> Path:
+        """Export to PyTorch as anomalib does, without what only the training needs."""
+        exported = copy(self)
+        exported._modules = self._modules | {"model": self.model.for_inference()}
+        return AnomalibModule.to_torch(exported, export_root, model_file_name)
+
+    def to_openvino(self, export_root: Path | str, model_file_name: str = "model", **kwargs: Any) -> Path:
+        """Export to OpenVINO as anomalib does, and add the model's metadata.
+
+        Args:
+            export_root: Folder of the export.
+            model_file_name: Name of the file without its ending.
+            **kwargs: Further arguments of anomalib's ``to_openvino``.
+
+        Returns:
+            Path of the ``.xml`` file.
+        """
+        path = super().to_openvino(export_root, model_file_name, **kwargs)
+        export.write_metadata(path, export.metadata(self, self.trained_on))
+        return path
+
+    _post_training_quantization_ov = staticmethod(export.quantise)
+    _accuracy_control_quantization_ov = staticmethod(export.quantise_with_accuracy_control)
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        """No arguments: anomalib would let them win over the user's."""
+        return {}
+
+    @property
+    def learning_type(self) -> LearningType:
+        """One-class: trained on normal images only."""
+        return LearningType.ONE_CLASS
+
+    @staticmethod
+    def configure_pre_processor(image_size: tuple[int, int] | None = None) -> PreProcessor:
+        """Return a pre-processor that resizes to ``image_size`` (64x64 by default) and scales [0, 1] to [-1, 1]."""
+        resize = Resize(image_size or (64, 64), antialias=True)
+        return AntialiasedPreProcessor(transform=Compose([resize, Normalize(mean=[0.5] * 3, std=[0.5] * 3)]))
+
+    def configure_post_processor(self) -> PostProcessor:
+        """Return the post-processor that maps raw scores to [0, 1) with 0.5 at the threshold."""
+        return OneClassPostProcessor()
+
+    @staticmethod
+    def configure_evaluator() -> Evaluator:
+        """Return an evaluator with image AUROC in validation, and AUROC, average precision and F1 in test."""
+        return Evaluator(
+            val_metrics=[AUROC(fields=["raw_score", "gt_label"], prefix="image_")],
+            test_metrics=[
+                AUROC(fields=["raw_score", "gt_label"], prefix="image_"),
+                AveragePrecision(fields=["raw_score", "gt_label"], prefix="image_"),
+                F1Score(fields=["pred_label", "gt_label"], prefix="image_"),
+                PixelAUROC(fields=["anomaly_map", "gt_mask"], prefix="pixel_", strict=False),
+                F1Score(fields=["pred_mask", "gt_mask"], prefix="pixel_", strict=False),
+            ],
+        )
+
+    @classmethod
+    def configure_visualizer(cls) -> Visualizer:
+        """Return the visualiser that draws input, reconstruction, map and mask side by side."""
+        return ReconstructionVisualizer()
+
+
+def _pair(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Return height and width of images given by one side of a square, or by both, perhaps in a list from YAML."""
+    return (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
+
+
+def _networks(state: dict[str, Any]) -> set[str]:
+    """Names of the networks' parameters and buffers, without what anomalib adds."""
+    return {name for name in state if name.startswith("model.")}
+
+
+def _names(batch: ImageBatch, chosen: torch.Tensor) -> str:
+    """Name the chosen images of a batch by their paths, or by their places where they have none."""
+    paths = batch.image_path or [f"image {index} of the batch" for index in range(len(chosen))]
+    return ", ".join(str(path) for path, choose in zip(paths, chosen.tolist(), strict=True) if choose)

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the base of all models owes its subclasses: one inheritance, whole signatures, any space, old checkpoints."""
+
+import inspect
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from anomalib.cli import AnomalibCLI
+from anomalib.data import Folder
+from anomalib.models import AnomalibModule
+from jsonargparse._parameter_resolvers import get_signature_parameters
+from torch import nn
+
+from ganomaly_plugin import GANomaly
+from ganomaly_plugin.models.components.detector_module import DetectorModule
+from ganomaly_plugin.models.components.space import Space
+from tests.engine import build_engine
+
+COMPONENTS = {"pre_processor", "post_processor", "evaluator", "visualizer"}
+OURS = [entry for entry in entry_points(group="anomalib.models") if entry.module.startswith("ganomaly_plugin")]
+
+
+def every_model() -> pytest.MarkDecorator:
+    """All models that the package registers."""
+    return pytest.mark.parametrize("entry", OURS, ids=lambda entry: entry.name)
+
+
+@every_model()
+def test_one_class_above_each_model(entry: EntryPoint) -> None:
+    """A model derives from the abstract base, and the base from anomalib's alone."""
+    ours = [base for base in entry.load().__mro__ if base.__module__.startswith("ganomaly_plugin")]
+    assert ours == [entry.load(), DetectorModule]
+    assert DetectorModule.__bases__ == (AnomalibModule,)
+    assert inspect.isabstract(DetectorModule)
+    assert not inspect.isabstract(entry.load())
+
+
+@every_model()
+def test_arguments_have_types_and_texts(entry: EntryPoint) -> None:
+    """The command line, which reads signatures through `**kwargs`, knows type, default and text of each argument."""
+    parameters = {parameter.name: parameter for parameter in get_signature_parameters(entry.load(), "__init__")}
+    assert set(inspect.signature(DetectorModule.__init__).parameters) - {"self"} <= set(parameters)
+    for name, parameter in parameters.items():
+        assert parameter.annotation not in {inspect.Parameter.empty, Any}, name
+        assert parameter.default is not inspect.Parameter.empty, name
+        assert parameter.doc, name
+
+
+@every_model()
+def test_help_lists_each_argument_with_its_text(entry: EntryPoint, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--model.help` prints names and texts, those of the base among them."""
+    with pytest.raises(SystemExit):
+        AnomalibCLI(["train", "--model.help", entry.name])
+    shown = " ".join(capsys.readouterr().out.split())
+    for parameter in get_signature_parameters(entry.load(), "__init__"):
+        assert f"--model.{parameter.name}" in shown
+        assert " ".join(str(parameter.doc).split()) in shown
+
+
+@every_model()
+def test_hyper_parameters_are_complete(entry: EntryPoint) -> None:
+    """What a checkpoint keeps is each argument but anomalib's components, with the values in effect."""
+    model = entry.load()(image_size=32, lr=0.003, visualizer=False)
+    expected = {parameter.name: parameter.default for parameter in get_signature_parameters(entry.load(), "__init__")}
+    expected = {name: default for name, default in expected.items() if name not in COMPONENTS}
+    assert dict(model.hparams) == expected | {"image_size": (32, 32), "lr": 0.003}
+
+
+class ToySpace(Space):
+    """Random frozen features of 152 channels at an eighth of the image's size."""
+
+    def __init__(self, image_size: tuple[int, int]) -> None:
+        super().__init__(image_size, channels=152, size=(image_size[0] // 8, image_size[1] // 8), map_sigma=2.0)
+        self.backbone = nn.Conv2d(3, 152, 8, stride=8).requires_grad_(False)
+
+    def target(self, images: torch.Tensor) -> torch.Tensor:
+        return self.backbone(images)
+
+    def error(self, target: torch.Tensor, reconstruction: torch.Tensor) -> torch.Tensor:
+        return (target - reconstruction).abs()
+
+    def show(self, reconstruction: torch.Tensor) -> None:
+        return None
+
+
+@pytest.mark.slow
+@every_model()
+def test_trains_in_another_space(entry: EntryPoint, tmp_path: Path, datamodule: Folder) -> None:
+    """Networks reconstruct a 152x32x32 tensor, and a frozen part of its space stays as it is, once, in all copies."""
+
+    class InToySpace(entry.load()):  # type: ignore[misc]
+        def build_space(self) -> Space:
+            return ToySpace(self.hparams["image_size"])
+
+    model = InToySpace(
+        image_size=256, n_features=4, latent_vec_size=4, **{"steps": 2} if entry.name == "anogan" else {}
+    )
+    backbone = model.model.space.backbone
+    before = backbone.weight.clone()
+    engine = build_engine(tmp_path, limit_train_batches=2)
+    engine.fit(model, datamodule=datamodule)
+    engine.test(model, datamodule=datamodule)
+    assert list(tmp_path.rglob("images/**/*.png"))
+    assert torch.equal(backbone.weight, before)
+    assert backbone.weight.grad is None
+    optimised = {id(parameter) for group in model.optimizers().param_groups for parameter in group["params"]}
+    assert id(backbone.weight) not in optimised
+    assert [name for name in model.state_dict() if "backbone" in name] == [
+        "model.space.backbone.weight",
+        "model.space.backbone.bias",
+    ]
+    if model.model.average is not None:
+        assert not any("backbone" in name for name, _ in model.model.average.named_parameters())
+    with torch.no_grad():
+        output = model.eval().model(torch.rand(2, 3, 256, 256) * 2 - 1)
+        exported = model.model.for_inference()(torch.rand(1, 3, 256, 256))
+    assert output.reconstruction.shape == (2, 152, 32, 32)
+    assert output.anomaly_map.shape == (2, 1, 256, 256)
+    assert exported.anomaly_map.shape == (1, 1, 256, 256)
+    assert output.pred_score.isfinite().all()
+
+
+def test_checkpoint_of_version_0_1_0() -> None:
+    """A checkpoint written by version 0.1.0, with the scores that it gave, and one of its whitened score."""
+    folder = Path(__file__).parent / "checkpoints"
+    for name in ("latent_l1", "latent_whitened"):
+        model = GANomaly.load_from_checkpoint(folder / f"{name}.ckpt").eval()
+        expected = torch.load(folder / f"{name}.pt", weights_only=True)
+        with torch.no_grad():
+            output = model.model(expected["images"])
+        torch.testing.assert_close(output.pred_score, expected["pred_score"], rtol=1e-5, atol=0)
+        torch.testing.assert_close(output.anomaly_map, expected["anomaly_map"], rtol=1e-5, atol=0)
