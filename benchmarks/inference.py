@@ -2,11 +2,11 @@
 """Cold start, latency and throughput of inference: PyTorch, ONNX Runtime, OpenVINO, and both inferencers.
 
 Cold start runs a fresh interpreter from its start to the first result and reads its peak memory: ours
-(``ganomaly_plugin.edge``) beside anomalib's ``OpenVINOInferencer``, on the same file. Latency is of
-batch 1, throughput of batches of 8; the variants take turns, a round each, so that whatever else the machine does hits
-all alike. The models are GANomaly with
-64 features and a latent code of 100, RGB, after a few training steps on scikit-learn's digits, which also calibrate
-INT8; anomalib's Ganomaly has its defaults at the same size.
+(``ganomaly_plugin.edge``) beside anomalib's ``OpenVINOInferencer``, on the same file. Latency is of batch 1, throughput
+of batches of 8 and 64; the variants take turns, a round each, so that whatever else the machine does hits all alike.
+"PyTorch, image by image" scores the images of a batch one after another, as version 0.1.0 did. The models are GANomaly
+with 64 features and a latent code of 100, RGB, after a few training steps on scikit-learn's digits, which also
+calibrate INT8; anomalib's Ganomaly has its defaults at the same size.
 
     python benchmarks/inference.py [--sizes 32 64 256] [--rounds 10] [--output results.json]
 """
@@ -37,8 +37,10 @@ from ganomaly_plugin.edge.detector import shared_core
 ROOT = Path(__file__).parent
 SECONDS = 0.3
 """Duration of one round of one variant."""
-BATCH = 8
+BATCHES = (8, 64)
 """Images at a time when throughput is measured."""
+LARGEST = 64
+"""Side of the images in pixels up to which the larger batch is measured: at 256, a batch takes seconds."""
 
 OURS = """
 from ganomaly_plugin.edge import Detector
@@ -106,6 +108,7 @@ def build_variants(size: int, folder: Path) -> tuple[dict[str, Callable[[np.ndar
     variants = {
         "anomalib's Ganomaly, PyTorch": torch_variant(stock),
         "PyTorch": torch_variant(ours),
+        "PyTorch, image by image": lambda images: [torch_variant(ours)(image[None]) for image in images],
         "ONNX Runtime": lambda image: session.run(None, {session.get_inputs()[0].name: image}),
         "OpenVINO FP32": compile_openvino(fp32, "f32"),
         "OpenVINO INT8": compile_openvino(int8, "f32"),
@@ -116,9 +119,10 @@ def build_variants(size: int, folder: Path) -> tuple[dict[str, Callable[[np.ndar
 
 
 def measure(variants: dict[str, Callable[[np.ndarray], Any]], size: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Return each variant's latency percentiles in milliseconds, and its throughput in images a second."""
-    images = np.random.default_rng(0).random((BATCH, 3, size, size), dtype=np.float32)
-    milliseconds: dict[tuple[str, int], list[float]] = {(name, batch): [] for name in variants for batch in (1, BATCH)}
+    """Return each variant's latency percentiles in milliseconds, and its throughput by batch in images a second."""
+    batches = [batch for batch in BATCHES if batch == BATCHES[0] or size <= LARGEST]
+    images = np.random.default_rng(0).random((batches[-1], 3, size, size), dtype=np.float32)
+    milliseconds: dict[tuple[str, int], list[float]] = {(name, n): [] for name in variants for n in (1, *batches)}
     for name, batch in milliseconds:
         variants[name](images[:batch])
     for _ in range(rounds):
@@ -131,8 +135,8 @@ def measure(variants: dict[str, Callable[[np.ndarray], Any]], size: int, rounds:
         name: {
             "p50": float(np.percentile(milliseconds[name, 1], 50)),
             "p95": float(np.percentile(milliseconds[name, 1], 95)),
-            "images_per_second": BATCH / float(np.median(milliseconds[name, BATCH])) * 1e3,
         }
+        | {f"images_per_second_{n}": n / float(np.median(milliseconds[name, n])) * 1e3 for n in batches}
         for name in variants
     }
 
@@ -184,15 +188,16 @@ def main() -> None:
         print(f"| {name} | {start['seconds']:.2f} | {start['megabytes']:.0f} |")
     for size, content in result["sizes"].items():
         print(f"\n{size} px, {content['gflop']:.3f} GFLOP an image, peak {result['peak_gflops']:.0f} GFLOP/s\n")
-        print("| | p50, ms | p95, ms | images/s | share of the peak, batch 1 |\n|---|---|---|---|---|")
+        print("| | p50, ms | p95, ms | images/s, batch 8 | batch 64 | fraction of the peak, batch 1 |")
+        print("|---|---|---|---|---|---|")
         for name, latency in content["latency"].items():
-            share = content["gflop"] / latency["p50"] * 1e3 / result["peak_gflops"]
+            fraction = content["gflop"] / latency["p50"] * 1e3 / result["peak_gflops"]
             cells = [
                 name,
                 f"{latency['p50']:.2f}",
                 f"{latency['p95']:.2f}",
-                f"{latency['images_per_second']:.0f}",
-                "" if "anomalib" in name else f"{share:.0%}",
+                *(f"{rate:.0f}" if (rate := latency.get(f"images_per_second_{n}")) else "" for n in BATCHES),
+                "" if "anomalib" in name else f"{fraction:.0%}",
             ]
             print("| " + " | ".join(cells) + " |")
 

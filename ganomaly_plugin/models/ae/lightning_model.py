@@ -18,8 +18,6 @@ class Autoencoder(DetectorModule):
 
     Args:
         latent_vec_size: Length of the latent code. The shorter, the less it reconstructs of what it has not learnt.
-        lr: Learning rate of Adam.
-        beta1: Adam's decay rate of the first moment.
         **kwargs: Arguments of :class:`~ganomaly_plugin.models.components.detector_module.DetectorModule`.
     """
 
@@ -28,8 +26,8 @@ class Autoencoder(DetectorModule):
         "model.decoder.": "model.networks.autoencoder.1.",
     }
 
-    def __init__(self, latent_vec_size: int = 16, lr: float = 0.001, beta1: float = 0.9, **kwargs: Any) -> None:
-        super().__init__(latent_vec_size=latent_vec_size, lr=lr, beta1=beta1, **kwargs)
+    def __init__(self, latent_vec_size: int = 16, **kwargs: Any) -> None:
+        super().__init__(latent_vec_size=latent_vec_size, **kwargs)
         space = self.build_space()
         self.model = AutoencoderModel(space, self.build_pyramid(space))
 

@@ -26,6 +26,8 @@ class AnoGAN(DetectorModule):
     validation. Validations before the last epoch search a tenth of the steps.
 
     Args:
+        lr: Learning rate of Adam.
+        beta1: Adam's decay rate of the first moment.
         steps: Steps of the search.
         weight: Fraction of the discriminator's features in the score, in [0, 1].
         **kwargs: Arguments of :class:`~ganomaly_plugin.models.components.detector_module.DetectorModule`.
@@ -33,14 +35,16 @@ class AnoGAN(DetectorModule):
 
     model: AnoGANModel
 
-    def __init__(self, steps: int = 500, weight: float = 0.1, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self, lr: float = 0.0002, beta1: float = 0.5, steps: int = 500, weight: float = 0.1, **kwargs: Any
+    ) -> None:
+        super().__init__(lr=lr, beta1=beta1, **kwargs)
         space = self.build_space()
         self.model = AnoGANModel(space, self.build_pyramid(space), steps, weight)
 
     def objectives(self, losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Minimise each network's own loss."""
-        return {name.removeprefix("loss_"): loss for name, loss in losses.items()}
+        return {"discriminator": losses["loss_discriminator"], "generator": losses["loss_generator"]}
 
     def on_validation_start(self) -> None:
         """Search fewer steps before the last epoch."""

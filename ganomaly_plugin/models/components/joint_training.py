@@ -73,6 +73,12 @@ class ReinitialiseCollapsed(Callback):
                 initialise_weights(model.networks["discriminator"])
 
 
+def weighted_sum(losses: Mapping[str, torch.Tensor], weights: Mapping[str, float]) -> torch.Tensor:
+    """Return the sum of the scalar losses that have a weight, each times its weight."""
+    first, *others = (weight * losses[name] for name, weight in weights.items())
+    return sum(others, start=first)
+
+
 def losses_are_checked(device: torch.device, batch_idx: int) -> bool:
     """Whether this batch's losses are worth waiting for."""
     return device.type == "cpu" or batch_idx % CHECK_INTERVAL == 0

@@ -21,15 +21,14 @@ class FAnoGAN(DetectorModule):
     Where AnoGAN searches for the code whose generated image is nearest, an encoder has learnt to predict it. One
     training has two phases: first the GAN, whose critic may take several steps for each of the generator; then the
     encoder, with both networks fixed (the paper's "izi_f"). A training that stops in between resumes in its phase.
-    DCGAN blocks replace the authors' residual ones, so that any size works and a CPU can train it.
+    DCGAN blocks replace the authors' residual ones, so that any size works and a CPU can train it, and one Adam their
+    optimisers: Adam with 1e-4, and RMSprop with 5e-5 for the encoder.
 
     Logged per epoch: ``loss_critic``, ``gradient_penalty`` and ``loss_generator`` in the first phase, ``loss_encoder``
     in the second, ``val_score`` and ``image_AUROC`` in validation, which mean nothing before the second.
 
     Args:
         latent_vec_size: Length of the latent code.
-        lr: Learning rate of Adam. The authors take 1e-4, and RMSprop with 5e-5 for the encoder; this one suits
-            trainings of minutes.
         beta1: Adam's decay rate of the first moment.
         beta2: Adam's decay rate of the second moment.
         gan_fraction: Fraction of the training that the GAN gets, in [0, 1]; the encoder gets the rest.
@@ -47,7 +46,6 @@ class FAnoGAN(DetectorModule):
     def __init__(
         self,
         latent_vec_size: int = 128,
-        lr: float = 0.001,
         beta1: float = 0.0,
         beta2: float = 0.9,
         gan_fraction: float = 0.5,
@@ -56,7 +54,7 @@ class FAnoGAN(DetectorModule):
         kappa: float = 1.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(latent_vec_size=latent_vec_size, lr=lr, beta1=beta1, beta2=beta2, **kwargs)
+        super().__init__(latent_vec_size=latent_vec_size, beta1=beta1, beta2=beta2, **kwargs)
         check_at_least(1, critic_steps=critic_steps)
         check_at_least(0, penalty=penalty)
         check_fraction(gan_fraction=gan_fraction)

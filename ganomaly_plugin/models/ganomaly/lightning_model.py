@@ -11,7 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from ganomaly_plugin.models.components.checks import check_at_least
 from ganomaly_plugin.models.components.detector_module import DetectorModule
-from ganomaly_plugin.models.components.joint_training import ReinitialiseCollapsed
+from ganomaly_plugin.models.components.joint_training import ReinitialiseCollapsed, weighted_sum
 from ganomaly_plugin.models.components.scores import whitening_matrix
 
 from .torch_model import AdversarialLoss, GANomalyModel, Score
@@ -37,6 +37,8 @@ class GANomaly(DetectorModule):
         extra_layers: Number of additional 3x3 convolutions in each network.
         add_final_conv_layer: If ``False``, the latent code is the encoder's last feature map, and ``latent_vec_size``
             is ignored.
+        lr: Learning rate of Adam.
+        beta1: Adam's decay rate of the first moment.
         wadv: Weight of the adversarial loss.
         wcon: Weight of the reconstruction loss.
         wenc: Weight of the latent loss.
@@ -74,6 +76,8 @@ class GANomaly(DetectorModule):
         n_features: int = 64,
         extra_layers: int = 0,
         add_final_conv_layer: bool = True,
+        lr: float = 0.0002,
+        beta1: float = 0.5,
         wadv: float = 1,
         wcon: float = 50,
         wenc: float = 1,
@@ -83,22 +87,19 @@ class GANomaly(DetectorModule):
         batch_size: int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(n_features=n_features, **kwargs)
+        super().__init__(n_features=n_features, lr=lr, beta1=beta1, **kwargs)
         check_at_least(0, wadv=wadv, wcon=wcon, wenc=wenc)
         if batch_size is not None:
             logger.warning("GANomaly ignores batch_size=%s: set data.train_batch_size of the datamodule.", batch_size)
         space = self.build_space()
         pyramid = self.build_pyramid(space, extra_layers=extra_layers, add_final_conv_layer=add_final_conv_layer)
         self.model = GANomalyModel(space, pyramid, adversarial, score, average_weights)
+        self.loss_weights = {"loss_adversarial": wadv, "loss_reconstruction": wcon, "loss_latent": wenc}
         self._measured_step: int | None = None
 
     def objectives(self, losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Minimise the weighted sum of the paper (eq. 4) in the generator, and the discriminator's own loss."""
-        generator_loss = (
-            self.hparams["wadv"] * losses["loss_adversarial"]
-            + self.hparams["wcon"] * losses["loss_reconstruction"]
-            + self.hparams["wenc"] * losses["loss_latent"]
-        )
+        generator_loss = weighted_sum(losses, self.loss_weights)
         return {"generator": generator_loss, "discriminator": losses["loss_discriminator"]}
 
     def on_validation_start(self) -> None:

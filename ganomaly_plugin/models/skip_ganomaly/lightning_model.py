@@ -7,7 +7,7 @@ import torch
 
 from ganomaly_plugin.models.components.checks import check_at_least
 from ganomaly_plugin.models.components.detector_module import DetectorModule
-from ganomaly_plugin.models.components.joint_training import ReinitialiseCollapsed
+from ganomaly_plugin.models.components.joint_training import ReinitialiseCollapsed, weighted_sum
 
 from .torch_model import SkipGANomalyModel
 
@@ -27,6 +27,8 @@ class SkipGANomaly(DetectorModule):
 
     Args:
         latent_vec_size: Length of the discriminator's vector of features.
+        lr: Learning rate of Adam.
+        beta1: Adam's decay rate of the first moment.
         max_features: Upper bound on the channels of any convolution, ``None`` for eight times ``n_features``.
         wadv: Weight of the adversarial loss.
         wcon: Weight of the reconstruction loss: 40 in the paper, 50 in its code.
@@ -40,6 +42,8 @@ class SkipGANomaly(DetectorModule):
     def __init__(
         self,
         latent_vec_size: int = 100,
+        lr: float = 0.0002,
+        beta1: float = 0.5,
         max_features: int | None = None,
         wadv: float = 1,
         wcon: float = 50,
@@ -47,17 +51,14 @@ class SkipGANomaly(DetectorModule):
         weight: float = 0.1,
         **kwargs: Any,
     ) -> None:
-        super().__init__(latent_vec_size=latent_vec_size, max_features=max_features, **kwargs)
+        super().__init__(latent_vec_size=latent_vec_size, lr=lr, beta1=beta1, max_features=max_features, **kwargs)
         check_at_least(0, wadv=wadv, wcon=wcon, wlat=wlat)
         space = self.build_space()
         widest = max_features or WIDENING * self.hparams["n_features"]
         self.model = SkipGANomalyModel(space, self.build_pyramid(space, max_features=widest), weight)
+        self.loss_weights = {"loss_adversarial": wadv, "loss_reconstruction": wcon, "loss_latent": wlat}
 
     def objectives(self, losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Minimise the weighted sum of the paper (eq. 5) in the generator, and the discriminator's own loss."""
-        generator_loss = (
-            self.hparams["wadv"] * losses["loss_adversarial"]
-            + self.hparams["wcon"] * losses["loss_reconstruction"]
-            + self.hparams["wlat"] * losses["loss_latent"]
-        )
+        generator_loss = weighted_sum(losses, self.loss_weights)
         return {"generator": generator_loss, "discriminator": losses["loss_discriminator"]}

@@ -19,11 +19,9 @@ class VAE(DetectorModule):
     validation.
 
     Args:
-        latent_vec_size: Length of the latent code.
-        lr: Learning rate of Adam.
-        beta1: Adam's decay rate of the first moment.
         n_samples: Samples of the code for a score.
         minimum_std: Floor of the pixels' standard deviations in a range of [-1, 1].
+        latent_vec_size: Length of the latent code.
         **kwargs: Arguments of :class:`~ganomaly_plugin.models.components.detector_module.DetectorModule`.
     """
 
@@ -33,16 +31,8 @@ class VAE(DetectorModule):
         "model.decoder.": "model.networks.autoencoder.decoder.",
     }
 
-    def __init__(
-        self,
-        latent_vec_size: int = 16,
-        lr: float = 0.001,
-        beta1: float = 0.9,
-        n_samples: int = 10,
-        minimum_std: float = 0.1,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(latent_vec_size=latent_vec_size, lr=lr, beta1=beta1, **kwargs)
+    def __init__(self, n_samples: int = 10, minimum_std: float = 0.1, latent_vec_size: int = 16, **kwargs: Any) -> None:
+        super().__init__(latent_vec_size=latent_vec_size, **kwargs)
         space = self.build_space()
         self.model = VAEModel(space, self.build_pyramid(space), n_samples, minimum_std)
 
