@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RESULTS := results/GANomaly/Digits/abnormal-8/latest
 CHECKPOINT := $(RESULTS)/weights/lightning/model.ckpt
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test-fast test lint clean
 
 quickstart: $(VENV)/openvino  ## Train, predict, export and test on real digits, then say where everything lies.
 	$(BIN)/anomalib train --config configs/quickstart.yaml
@@ -22,7 +22,10 @@ quickstart: $(VENV)/openvino  ## Train, predict, export and test on real digits,
 	@echo "config        $(RESULTS)/config.yaml"
 	@echo "More pictures, without PyTorch: $(BIN)/ganomaly-edge predict $(RESULTS)/weights/openvino/model.xml PICTURES"
 
-test: $(VENV)/test  ## Run the tests.
+test-fast: $(VENV)/fast  ## Run the tests that need neither long nor real data, NNCF, Ray or a network.
+	$(BIN)/python -m pytest --numprocesses auto -m "not (slow or data or network)"
+
+test: $(VENV)/test  ## Run all tests.
 	$(BIN)/python -m pytest --numprocesses auto
 
 lint: $(VENV)/dev  ## Check style and types.
@@ -33,7 +36,7 @@ lint: $(VENV)/dev  ## Check style and types.
 clean:  ## Remove the virtual environment and the results.
 	rm -rf $(VENV) results
 
-$(VENV)/openvino $(VENV)/test $(VENV)/dev: $(VENV)/%: pyproject.toml
+$(VENV)/openvino $(VENV)/fast $(VENV)/test $(VENV)/dev: $(VENV)/%: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --editable '.[$*]'
 	touch $@

@@ -6,13 +6,21 @@ import os
 import shutil
 import subprocess
 import sys
+from abc import abstractmethod
 from collections.abc import Sequence
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import ClassVar
 
+import anomalib.models
 import pytest
 import yaml
+from anomalib import LearningType
 from anomalib.cli.cli import AnomalibCLI
+from anomalib.data import get_datamodule
+from anomalib.models import AnomalibModule, UnknownModelError, get_model, list_models
+
+import ganomaly_plugin
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,30 +56,72 @@ def printed_config(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
     return yaml.safe_load(captured.out)
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
 def test_lookups_by_name() -> None:
     """Every way of anomalib's to name a model or a datamodule finds ours, and its own stay its own."""
-    result = run_python("""
-import warnings
-warnings.simplefilter("error", UserWarning)
-from anomalib.models import get_model, list_models
-import anomalib.models
-from anomalib.data import get_datamodule
-ours = "ganomaly_plugin.models.ganomaly"
-for name in ("ganomaly", "GANomaly", {"class_path": "ganomaly"}, {"class_path": "GANomaly"},
-             {"class_path": "ganomaly_plugin.GANomaly"}):
-    assert type(get_model(name)).__module__.startswith(ours), name
-for name in ("Ganomaly", {"class_path": "Ganomaly"}, {"class_path": "anomalib.models.Ganomaly"}):
-    assert type(get_model(name)) is anomalib.models.Ganomaly, name
-assert anomalib.models.Ganomaly.__module__.startswith("anomalib.models.image.ganomaly")
-assert {"GANomaly", "Ganomaly", "Padim"} <= list_models(case="pascal")
-assert "ganomaly" in list_models()
-assert type(get_model("padim", pre_trained=False)) is anomalib.models.Padim
-for name in ("digits", "Digits", "ganomaly_plugin.Digits"):
-    assert type(get_datamodule({"class_path": name})).__name__ == "Digits", name
-""")
-    assert result.returncode == 0, result.stderr
+    path = {"class_path": "ganomaly_plugin.GANomaly"}
+    for name in ("ganomaly", "GANomaly", {"class_path": "ganomaly"}, {"class_path": "GANomaly"}, path):
+        assert type(get_model(name)) is ganomaly_plugin.GANomaly, name
+    for name in ("Ganomaly", {"class_path": "Ganomaly"}, {"class_path": "anomalib.models.Ganomaly"}):
+        assert type(get_model(name)) is anomalib.models.Ganomaly, name
+    assert anomalib.models.Ganomaly.__module__.startswith("anomalib.models.image.ganomaly")
+    assert type(get_model("padim", pre_trained=False)) is anomalib.models.Padim
+    for name in ("digits", "Digits", "ganomaly_plugin.Digits"):
+        assert type(get_datamodule({"class_path": name})) is ganomaly_plugin.Digits, name
 
 
+@pytest.mark.parametrize(
+    ("case", "ours", "stock"),
+    [
+        ("snake", {"ganomaly", "f_ano_g_a_n", "autoencoder"}, {"ganomaly", "padim", "efficient_ad"}),
+        ("pascal", {"GANomaly", "FAnoGAN", "Autoencoder"}, {"Ganomaly", "Padim", "EfficientAd"}),
+        ("title", {"Ga Nomaly", "F Ano Gan", "Autoencoder"}, {"Ganomaly", "Padim", "Efficient Ad"}),
+    ],
+)
+def test_list_of_models(case: str, ours: set[str], stock: set[str]) -> None:
+    """In each spelling of anomalib's, by which the class is found again; the abstract base of ours is no model."""
+    names = list_models(case=case)
+    assert ours | stock <= names
+    assert not {name for name in names if "detector" in name.lower()}
+    with pytest.raises(UnknownModelError, match=r"no model 'DetectorModule': choose one of .*\bganomaly\b"):
+        get_model("DetectorModule")
+
+
+def test_models_at_any_depth() -> None:
+    """anomalib itself sees direct subclasses of its base alone, and abstract ones too."""
+
+    class Unfinished(AnomalibModule):
+        @abstractmethod
+        def finish(self) -> None: ...
+
+    class RemoteModel(Unfinished):
+        learning_type = LearningType.ONE_CLASS
+        trainer_arguments: ClassVar = {}
+
+        def finish(self) -> None: ...
+
+    assert {"RemoteModel"} == {"RemoteModel", "Unfinished"} & list_models(case="pascal")
+    for name in ("RemoteModel", "remote_model", "REMOTEMODEL"):
+        assert type(get_model(name)) is RemoteModel
+    with pytest.raises(UnknownModelError):
+        get_model("Unfinished")
+
+
+@pytest.mark.parametrize(("group", "kind"), [("anomalib.models", "models"), ("anomalib.data", "data")])
+def test_names_follow_from_the_entry_points(group: str, kind: str) -> None:
+    """A class is defined in the module that its alias names, and is public under its own name."""
+    entries = [entry for entry in entry_points(group=group) if entry.module == "ganomaly_plugin"]
+    assert entries
+    for entry in entries:
+        loaded = entry.load()
+        assert f"{loaded.__module__}.".startswith(f"ganomaly_plugin.{kind}.{entry.name}.")
+        assert loaded.__name__ == entry.attr
+        assert entry.attr in dir(ganomaly_plugin)
+    with pytest.raises(AttributeError, match="has no attribute 'Lost'"):
+        ganomaly_plugin.Lost  # noqa: B018
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["ganomaly_plugin", "ganomaly_plugin.models.ganomaly", "ganomaly_plugin.data.digits"])
 def test_order_of_imports_does_not_matter(first: str) -> None:
     """Whether anomalib or the plugin is imported first, both are whole, and nothing is warned about."""
@@ -131,26 +181,40 @@ def test_shipped_configs_parse(capsys: pytest.CaptureFixture[str], config: str) 
     assert parsed["model"]["class_path"] == "ganomaly_plugin.GANomaly"
 
 
+@pytest.mark.parametrize("in_yaml", [False, True], ids=["options", "yaml"])
+@pytest.mark.parametrize("entry", entry_points(group="anomalib.data"), ids=lambda entry: entry.name)
+def test_datamodule_names(capsys: pytest.CaptureFixture[str], tmp_path: Path, entry: EntryPoint, in_yaml: bool) -> None:
+    """Each datamodule by its alias, with arguments of its own and of what it is built on."""
+    arguments = {"root": "somewhere", "abnormal_class": "car", "max_train_images": 50, "max_test_images": 20}
+    arguments |= {"val_split_mode": "from_test"}
+    given = [
+        "--data",
+        entry.name,
+        *(part for key, value in arguments.items() for part in (f"--data.{key}", str(value))),
+    ]
+    if in_yaml:
+        content = {"data": {"class_path": entry.name, "init_args": arguments}}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+        given = ["--config", str(tmp_path / "config.yaml")]
+    config = printed_config(capsys, "--model", "ganomaly", *given)
+    assert config["data"]["class_path"] == entry.value.replace(":", ".")
+    assert config["data"]["init_args"] | arguments == config["data"]["init_args"]
+
+
 @pytest.mark.parametrize(
-    ("name", "arguments", "expected"),
+    ("name", "arguments"),
     [
-        ("mnist", {"abnormal_class": 2}, "MNIST"),
-        ("cifar10", {"abnormal_class": "car"}, "CIFAR10"),
-        ("fashion_mnist", {"one_vs_rest": "normal", "normal_class": "bag"}, "FashionMNIST"),
-        ("class_folder", {"root": "somewhere", "abnormal_class": "car"}, "ClassFolder"),
-        ("patches", {"root": "somewhere", "stride": 16}, "Patches"),
+        ("fashion_mnist", {"one_vs_rest": "normal", "normal_class": "bag", "max_test_images": None}),
+        ("patches", {"root": "somewhere", "stride": 16, "anomalous_fraction": 0.5}),
     ],
 )
-def test_datamodule_names(
-    capsys: pytest.CaptureFixture[str], name: str, arguments: dict[str, object], expected: str
+def test_arguments_of_one_datamodule(
+    capsys: pytest.CaptureFixture[str], name: str, arguments: dict[str, object]
 ) -> None:
-    """Each datamodule by its alias, with arguments of its own and of what it is built on."""
-    options = [part for key, value in arguments.items() for part in (f"--data.{key}", str(value))]
-    config = printed_config(
-        capsys, "--model", "ganomaly", "--data", name, *options, "--data.val_split_mode", "from_test"
-    )
-    assert config["data"]["class_path"] == f"ganomaly_plugin.{expected}"
-    assert config["data"]["init_args"] | arguments | {"val_split_mode": "from_test"} == config["data"]["init_args"]
+    """What not all sets have, or what is unset."""
+    options = [part for key, value in arguments.items() for part in (f"--data.{key}", yaml.safe_dump(value).split()[0])]
+    config = printed_config(capsys, "--model", "ganomaly", "--data", name, *options)
+    assert config["data"]["init_args"] | arguments == config["data"]["init_args"]
 
 
 def test_help_of_an_alias(capsys: pytest.CaptureFixture[str]) -> None:
@@ -186,12 +250,14 @@ def test_every_model_trains_and_tests(tmp_path: Path, monkeypatch: pytest.Monkey
     assert list(tmp_path.rglob("model.ckpt"))
 
 
+@pytest.mark.slow
 def test_the_stock_command_itself() -> None:
     """The console script is anomalib's, and knows the alias."""
     result = run_anomalib(["export", "--model", "ganomaly", "--export_type", "onnx", "--print_config"])
     assert yaml.safe_load(result.stdout)["model"]["class_path"] == "ganomaly_plugin.GANomaly", result.stderr
 
 
+@pytest.mark.slow
 def test_stock_benchmark_runs_ours(tmp_path: Path) -> None:
     """anomalib's own benchmark pipeline trains our model on our datamodule and writes its table."""
     arguments = {"image_size": 32, "n_features": 4, "visualizer": False}
@@ -211,6 +277,7 @@ def test_stock_benchmark_runs_ours(tmp_path: Path) -> None:
     assert 0 <= float(row["image_AUROC"]) <= 1
 
 
+@pytest.mark.slow
 def test_stock_command_fails_without_the_hook() -> None:
     """With the hook off, the alias is unknown as in stock anomalib, but the class path still works."""
     off = {"GANOMALY_PLUGIN_DISABLE": "1"}
@@ -232,7 +299,8 @@ import sys
 assert "AwaitAnomalib" in [type(finder).__name__ for finder in sys.meta_path]
 import ganomaly_plugin
 assert not {"torch", "anomalib", "numpy"} & set(sys.modules)
-assert {"GANomaly", "Digits"} <= set(dir(ganomaly_plugin))
+assert {"GANomaly", "Digits", "FullImages"} <= set(dir(ganomaly_plugin))
+assert not {"torch", "anomalib", "numpy"} & set(sys.modules)
 """)
     assert result.returncode == 0, result.stderr
 
@@ -247,6 +315,7 @@ def test_missing_package_is_named(tmp_path: Path) -> None:
     assert "reinstall or uninstall it with pip" in result.stderr
 
 
+@pytest.mark.slow
 def test_broken_package_is_named(tmp_path: Path) -> None:
     """Where the plugin's own code fails, anomalib imports without it, and the reason is named."""
     shutil.copytree(ROOT / "ganomaly_plugin", tmp_path / "ganomaly_plugin")
@@ -256,6 +325,7 @@ def test_broken_package_is_named(tmp_path: Path) -> None:
     assert "could not register with anomalib.models: RuntimeError('broken on purpose')" in result.stderr
 
 
+@pytest.mark.slow
 def test_broken_model_is_named(tmp_path: Path) -> None:
     """Where one class fails to load, the others are registered, and the entry is named."""
     shutil.copytree(ROOT / "ganomaly_plugin", tmp_path / "ganomaly_plugin")

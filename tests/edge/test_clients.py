@@ -42,6 +42,8 @@ def new_environment(folder: Path, *packages: str | Path) -> Path:
     return folder / "bin"
 
 
+@pytest.mark.network
+@pytest.mark.slow
 def test_device_without_pytorch_and_anomalib(trained: Trained, tmp_path: Path) -> None:
     """The command and the hook in an environment that holds OpenVINO, NumPy and Pillow alone."""
     programs = new_environment(tmp_path / "device", "openvino", "numpy", "pillow")
@@ -60,6 +62,8 @@ def test_device_without_pytorch_and_anomalib(trained: Trained, tmp_path: Path) -
     np.testing.assert_allclose(scores, trained.values("pred_score")[:5], atol=1e-4)
 
 
+@pytest.mark.network
+@pytest.mark.slow
 def test_intel_model_api(trained: Trained, tmp_path: Path) -> None:
     """Score, label, map and mask from a uint8 image; its OpenCV is older than anomalib's."""
     programs = new_environment(tmp_path / "model_api", "openvino-model-api", "pillow")

@@ -140,6 +140,7 @@ def test_detector_of_anomalib(tmp_path: Path, trained: Trained) -> None:
     assert np.isfinite(prediction.score)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [Padim, Patchcore])
 def test_detectors_with_maps_of_anomalib(tmp_path: Path, trained: Trained, build: Any) -> None:
     """Models after training that this package has no part in give what anomalib's engine gives."""
