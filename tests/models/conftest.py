@@ -10,17 +10,17 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 NORMAL_DIGITS = (0, 1)
-ABNORMAL_DIGIT = 8
+ANOMALOUS_DIGIT = 8
 
 
 @pytest.fixture(scope="session")
 def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tree with 32 normal digits to train on, and 10 normal and 10 abnormal ones to test on."""
+    """A tree with 32 normal digits to train on, and 10 normal and 10 anomalous ones to test on."""
     root = tmp_path_factory.mktemp("digits")
     scans, labels = load_digits(return_X_y=True)
     normal = np.flatnonzero(np.isin(labels, NORMAL_DIGITS))
-    abnormal = np.flatnonzero(labels == ABNORMAL_DIGIT)
-    for name, indices in (("train", normal[:32]), ("normal", normal[32:42]), ("abnormal", abnormal[:10])):
+    anomalous = np.flatnonzero(labels == ANOMALOUS_DIGIT)
+    for name, indices in (("train", normal[:32]), ("normal", normal[32:42]), ("anomalous", anomalous[:10])):
         (root / name).mkdir()
         for index in indices:
             scan = Image.fromarray((scans[index].reshape(8, 8) / 16 * 255).astype(np.uint8))
@@ -40,7 +40,7 @@ def build_datamodule(root: Path, **kwargs: object) -> Folder:
         "name": "digits",
         "root": root,
         "normal_dir": "train",
-        "abnormal_dir": "abnormal",
+        "abnormal_dir": "anomalous",
         "normal_test_dir": "normal",
         "train_batch_size": 8,
         "eval_batch_size": 7,

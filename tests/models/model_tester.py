@@ -38,7 +38,7 @@ class Exported(NamedTuple):
 
 
 class Builder:
-    """Subclass and say how to build the model in a small form."""
+    """Subclass and say how to build a small version of the model."""
 
     def build(self, image_size: tuple[int, int] = (32, 32), input_channels: int = 3, **kwargs: Any) -> AnomalibModule:
         """Build the model, small enough to train a step in a fraction of a second."""
@@ -135,15 +135,15 @@ class ExportTester(Builder):
     def test_openvino_file_describes_itself(self, exported: Exported) -> None:
         """What Intel's Model API reads, and what the model was trained on, which its checkpoint knew."""
 
-        def fact(section: str, name: str) -> str:
+        def metadata(section: str, name: str) -> str:
             return exported.openvino_model.get_rt_info([section, name]).astype(str)
 
-        assert fact("model_info", "model_type") == "AnomalyDetection"
-        assert fact("model_info", "labels") == "Normal Anomaly"
-        assert fact("model_info", "image_shape") == "28 36"
-        assert fact("ganomaly_plugin", "trained_on") == "digits"
-        assert fact("ganomaly_plugin", "model") == type(exported.model).__name__
-        assert float(fact("ganomaly_plugin", "raw_image_threshold")) == pytest.approx(
+        assert metadata("model_info", "model_type") == "AnomalyDetection"
+        assert metadata("model_info", "labels") == "Normal Anomaly"
+        assert metadata("model_info", "image_shape") == "28 36"
+        assert metadata("ganomaly_plugin", "trained_on") == "digits"
+        assert metadata("ganomaly_plugin", "model") == type(exported.model).__name__
+        assert float(metadata("ganomaly_plugin", "raw_image_threshold")) == pytest.approx(
             float(exported.model.post_processor.image_threshold)
         )
 

@@ -35,7 +35,7 @@ def folder_with(root: Path, n_train: int, batch_size: int = 8) -> Folder:
     """A datamodule whose training folder holds ``n_train`` images."""
     fill(root / "train", n_train)
     fill(root / "normal", 4)
-    fill(root / "abnormal", 4)
+    fill(root / "anomalous", 4)
     return build_datamodule(root, train_batch_size=batch_size)
 
 
@@ -72,7 +72,7 @@ def test_truncated_image_is_named(tmp_path: Path) -> None:
 
 def test_sixteen_bit_images_end_to_end(tmp_path: Path) -> None:
     """Deep grey images train and score as what they show, not as white."""
-    for name, count in (("train", 4), ("normal", 4), ("abnormal", 4)):
+    for name, count in (("train", 4), ("normal", 4), ("anomalous", 4)):
         fill(tmp_path / name, count, np.uint16)
     datamodule = build_datamodule(tmp_path)
     engine = build_engine(tmp_path)

@@ -135,7 +135,7 @@ class TestOneClassPostProcessor:
         assert half.pixel_threshold.item() == 25
 
     def test_pixel_threshold_without_masks_ignores_anomalous_images(self) -> None:
-        """Where no mask tells which pixels are wrong, only normal images say how high a map may rise."""
+        """Where no mask says which pixels are anomalous, only normal images set the pixel threshold."""
         post_processor = fitted([1, 2, 9], [0, 0, 1], normal_pixel_quantile=1)
         assert post_processor.pixel_threshold.item() == 2
 

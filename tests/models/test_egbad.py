@@ -58,7 +58,7 @@ def test_each_network_gets_its_own_gradient() -> None:
     seed_everything(0)
     model = EGBAD(image_size=32, n_features=4, latent_vec_size=4, visualizer=False)
     networks: Any = model.model.networks
-    networks["discriminator"].dropout.p = 0.0  # Draws would differ from pass to pass.
+    networks["discriminator"].dropout.p = 0.0  # Its masks would differ from pass to pass.
     images = torch.rand(4, 3, 32, 32) * 2 - 1
 
     def objectives() -> dict[str, torch.Tensor]:

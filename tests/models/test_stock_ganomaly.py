@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What anomalib 2.7's own Ganomaly does, beside what ours does: the reasons for this package, kept honest.
+"""What anomalib 2.7's own Ganomaly does, beside what ours does: the reasons for this package.
 
 Should one of these tests fail with a newer anomalib, the defect was mended there, and the README should say so.
 """

@@ -102,7 +102,7 @@ class DetectorModule(AnomalibModule):
             evaluator=evaluator,
             visualizer=visualizer,
         )
-        self.hparams["image_size"] = size  # In one form, whichever the caller took.
+        self.hparams["image_size"] = size  # Checkpoints and checks see one format.
         self._pixels = partial(Pixels, size, input_channels, map_sigma)
         self._pyramid: Callable[..., Pyramid] = partial(
             Pyramid, n_features=n_features, latent_vec_size=latent_vec_size, max_features=max_features
@@ -252,7 +252,7 @@ class DetectorModule(AnomalibModule):
             self._rng_state = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the model was trained on, and the random state, so that a resumed training shuffles alike."""
+        """Keep what the model was trained on, and the random state, with which a resumed training shuffles alike."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["trained_on"] = self.trained_on
         checkpoint["torch_rng_state"] = torch.get_rng_state()
@@ -320,7 +320,7 @@ class DetectorModule(AnomalibModule):
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
-        """No arguments: anomalib would let them win over the user's."""
+        """No arguments: anomalib would prefer them to the user's."""
         return {}
 
     @property

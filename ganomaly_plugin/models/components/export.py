@@ -144,7 +144,7 @@ def _calibration_images(model: Any, datamodule: AnomalibDataModule | None) -> An
 
 
 def _quantisation(model: Any) -> dict[str, Any]:
-    """Return NNCF's settings for a model whose scores must survive."""
+    """Return NNCF's settings for a model whose scores must not change."""
     import nncf
 
     return {

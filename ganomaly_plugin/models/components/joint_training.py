@@ -50,7 +50,7 @@ class JointTraining:
 
 
 class ReinitialiseCollapsed(Callback):
-    """Re-initialises the discriminator once it tells real from reconstructed images without effort.
+    """Re-initialises the discriminator once it tells real from reconstructed images almost without error.
 
     As in the public code of GANomaly and Skip-GANomaly: weights and batch-norm parameters are drawn again; Adam's
     moments and running statistics stay. The model has a network ``discriminator`` and a loss ``loss_discriminator``.
@@ -80,7 +80,7 @@ def weighted_sum(losses: Mapping[str, torch.Tensor], weights: Mapping[str, float
 
 
 def losses_are_checked(device: torch.device, batch_idx: int) -> bool:
-    """Whether this batch's losses are worth waiting for."""
+    """Return whether the losses of this batch are checked, which waits for the device."""
     return device.type == "cpu" or batch_idx % CHECK_INTERVAL == 0
 
 

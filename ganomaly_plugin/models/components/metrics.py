@@ -29,8 +29,10 @@ class _Ranking(Metric):
         self.add_state("scores", [], dist_reduce_fx="cat")
         self.add_state("targets", [], dist_reduce_fx="cat")
 
-    def update(self, scores: torch.Tensor, targets: torch.Tensor) -> None:
-        """Add one batch."""
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """Add one batch of scores and targets."""
+        del kwargs  # For the type checker: anomalib's update, which calls this one, takes some.
+        scores, targets = args
         self.scores.append(scores.detach().flatten())
         self.targets.append(targets.detach().flatten())
 
@@ -43,13 +45,13 @@ class _Ranking(Metric):
         return torch.tensor(float(type(self)._compute_ranking(targets, scores)), dtype=torch.float64)
 
 
-class AUROC(AnomalibMetric, _Ranking):  # type: ignore[misc]  # anomalib's update takes the batch apart for ours
+class AUROC(AnomalibMetric, _Ranking):
     """Area under the receiver operating characteristic, by scikit-learn."""
 
     _compute_ranking = staticmethod(roc_auc_score)
 
 
-class AveragePrecision(AnomalibMetric, _Ranking):  # type: ignore[misc]
+class AveragePrecision(AnomalibMetric, _Ranking):
     """Average precision, by scikit-learn."""
 
     _compute_ranking = staticmethod(average_precision_score)

@@ -21,7 +21,7 @@ class OneClassThreshold(F1AdaptiveThreshold):
     """The F1-optimal threshold, or a quantile of the normal scores where validation holds no anomaly.
 
     Args:
-        normal_quantile: Share of the normal scores, in (0, 1], that must not exceed the threshold.
+        normal_quantile: Fraction of the normal scores, in (0, 1], that must not exceed the threshold.
         **kwargs: Arguments of anomalib's ``F1AdaptiveThreshold``.
     """
 
@@ -47,7 +47,7 @@ class OneClassPostProcessor(PostProcessor):
     quantile of the normal scores, and for the map a quantile of the normal images' pixels.
 
     Args:
-        normal_quantile: Share of the normal validation images to call normal where none is anomalous, in (0, 1].
+        normal_quantile: Fraction of the normal validation images to call normal where none is anomalous, in (0, 1].
         normal_pixel_quantile: The same for their pixels.
         **kwargs: Arguments of anomalib's ``PostProcessor``, sensitivities among them: with sensitivity ``q`` an image
             is anomalous if its user-facing score exceeds ``1 - q``.
@@ -65,7 +65,7 @@ class OneClassPostProcessor(PostProcessor):
         super().__init__(**kwargs)
         for name, value in (("normal_quantile", normal_quantile), ("normal_pixel_quantile", normal_pixel_quantile)):
             if not 0 < value <= 1:
-                msg = f"{name} is {value}; it is a share of the normal validation scores, so choose one in (0, 1]."
+                msg = f"{name} is {value}; it is a fraction of the normal validation scores, so choose one in (0, 1]."
                 raise ValueError(msg)
         self.normal_quantile = normal_quantile
         self.normal_pixel_quantile = normal_pixel_quantile
@@ -98,7 +98,7 @@ class OneClassPostProcessor(PostProcessor):
     ) -> None:
         """Gather the raw scores and maps of one batch."""
         super().on_validation_batch_end(trainer, pl_module, outputs, *args, **kwargs)
-        # Images without masks still tell how high the map rises where nothing is wrong.
+        # Normal images without masks still say how high the map is where nothing is anomalous.
         image: Any = outputs.image
         maps, labels = outputs.anomaly_map, outputs.gt_label
         if not self.enable_thresholding or outputs.gt_mask is not None or maps is None or labels is None:
