@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decode image files with Pillow and NumPy alone, for training and for devices without PyTorch."""
+"""Decode image files with only Pillow and NumPy, for training and for devices without PyTorch."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +30,7 @@ def decode(path: str | Path, convert: Callable[[Image.Image], npt.NDArray]) -> n
     except FileNotFoundError as error:
         msg = f"There is no image file at '{path}': correct the path, or restore the file."
         raise FileNotFoundError(msg) from error
-    except Exception as error:  # Pillow's decoders raise whatever a broken file makes them stumble over.
+    except Exception as error:  # Pillow's decoders raise errors of any type for a broken file.
         reason = f"{type(error).__name__}: {error}"
         msg = f"Cannot read the image '{path}' ({reason}). Replace the file, or take it out of the data set."
         raise UnreadableImageError(msg) from error

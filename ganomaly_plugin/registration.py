@@ -17,7 +17,7 @@ from typing import Any
 
 
 def register(module: ModuleType) -> None:
-    """Register what the entry points name with the module of anomalib that is in charge of its kind.
+    """Register what the entry points name with the module of anomalib for its kind.
 
     Args:
         module: ``anomalib.models``, ``anomalib.data`` or ``anomalib.cli.pipelines``.
@@ -58,7 +58,7 @@ def _loaded(group: str) -> Iterator[tuple[EntryPoint, type]]:
             yield entry, loaded
 
 
-def _concrete_subclasses(base: type) -> Iterator[type]:
+def _concrete_subclasses(base: type[Any]) -> Iterator[type]:
     """Yield the classes below ``base``, at any depth, that can be instantiated."""
     for subclass in base.__subclasses__():
         if not inspect.isabstract(subclass):
@@ -104,7 +104,7 @@ def _teach_command_line() -> None:
     """Let jsonargparse resolve aliases wherever it resolves the names of classes."""
     from jsonargparse import _typehints
 
-    stock = _typehints.resolve_class_path_by_name
+    stock: Callable[[Any, str], str] = _typehints.resolve_class_path_by_name
 
     @wraps(stock)
     def resolve(cls: type | tuple[type, ...], name: str) -> str:

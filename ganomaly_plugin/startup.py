@@ -2,8 +2,8 @@
 """The start-up hook that lets anomalib know the plugin.
 
 anomalib 2.7 has no plug-in mechanism. ``startup.pth``, which the installation puts into site-packages, waits in every
-interpreter for somebody to import anomalib; it imports nothing itself, so all others pay some microseconds. Then it
-calls :func:`install`. Set ``GANOMALY_PLUGIN_DISABLE=1`` to switch the hook off.
+interpreter for anomalib to be imported, and then calls :func:`install`. It imports nothing itself, so interpreters that
+never import anomalib pay some microseconds. Set ``GANOMALY_PLUGIN_DISABLE=1`` to switch the hook off.
 """
 
 import sys
@@ -20,16 +20,16 @@ MODULES = ("anomalib.cli.pipelines", "anomalib.data", "anomalib.models")
 
 
 class Finder(MetaPathFinder):
-    """Finds modules as everybody else does, and registers the plugin once anomalib's have been executed."""
+    """Finds modules through the other finders, and registers the plugin once anomalib's have been executed."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return the module's spec with a loader that registers, or ``None`` for modules of no concern."""
+        """Return the module's spec with a loader that registers, or ``None`` for other modules."""
         if fullname not in MODULES:
             return None
         for finder in sys.meta_path:
-            if isinstance(finder, Finder) or not hasattr(finder, "find_spec"):  # Python itself bears with such finders.
+            if isinstance(finder, Finder) or not hasattr(finder, "find_spec"):  # Python skips such finders too.
                 continue
             spec = finder.find_spec(fullname, path, target)
             if spec is not None and spec.loader is not None and hasattr(spec.loader, "exec_module"):
@@ -56,7 +56,7 @@ def _then_register(execute: Callable[[ModuleType], None]) -> Callable[[ModuleTyp
         except Exception as error:  # Nothing that is wrong here may keep anomalib from starting.
             warnings.warn(
                 f"ganomaly-plugin could not register with {module.__name__}: {error!r}. anomalib works without it; "
-                f"reinstall ganomaly-plugin to mend it, or set {DISABLE}=1 to silence this.",
+                f"reinstall ganomaly-plugin to repair it, or set {DISABLE}=1 to silence this.",
                 stacklevel=2,
             )
 

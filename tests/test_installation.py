@@ -40,7 +40,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_wheel_holds_the_package_alone(wheel: Path) -> None:
+def test_wheel_holds_only_the_package(wheel: Path) -> None:
     """Package, hook and metadata; no tests, benchmarks or configs."""
     import zipfile
 

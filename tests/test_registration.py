@@ -88,7 +88,7 @@ def test_list_of_models(case: str, ours: set[str], stock: set[str]) -> None:
 
 
 def test_models_at_any_depth() -> None:
-    """anomalib itself sees direct subclasses of its base alone, and abstract ones too."""
+    """anomalib itself sees only direct subclasses of its base, abstract ones included."""
 
     class Unfinished(AnomalibModule):
         @abstractmethod
@@ -228,7 +228,7 @@ def test_help_of_an_alias(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("subcommand", ["fit", "validate", "test", "predict"])
 def test_every_subcommand_knows_the_names(capsys: pytest.CaptureFixture[str], subcommand: str) -> None:
-    """Aliases are not the privilege of ``train``; even ``predict``, which takes paths as data, sees a datamodule."""
+    """Not only ``train``; even ``predict``, which takes paths as data, sees a datamodule."""
     with pytest.raises(SystemExit):
         AnomalibCLI([subcommand, "--model", "ganomaly", "--data", "digits", "--print_config"])
     config = yaml.safe_load(capsys.readouterr().out)

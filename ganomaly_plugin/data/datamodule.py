@@ -154,7 +154,7 @@ class OneVsRestDataModule(AnomalibDataModule):
 
     @abstractmethod
     def load(self) -> LabelledImages:
-        """Return the whole set, also where nobody has called ``prepare_data``."""
+        """Return the whole set, also if ``prepare_data`` has not been called."""
 
     def train_dataloader(self) -> TRAIN_DATALOADERS:
         """Return the training batches, shuffled and of equal size, or all images at once where they fill no batch."""

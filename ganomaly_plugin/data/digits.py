@@ -23,8 +23,8 @@ WHITE = 16
 class Digits(OneVsRestDataModule):
     """1,797 scans of handwritten digits, 8x8 pixels: those of ``sklearn.datasets.load_digits``.
 
-    They are written once as grey PNG files, ``<root>/<digit>/<number in scikit-learn's order>.png``, for whatever reads
-    files, with 0 to 16 scaled to 0 to 255 and rounded (halves up).
+    They are written once as grey PNG files, ``<root>/<digit>/<number in scikit-learn's order>.png``, for programs that
+    read files, with 0 to 16 scaled to 0 to 255 and rounded (halves up).
 
     The set comes without an official split, so the paper's protocol, ``one_vs_rest="abnormal"``, is the only one.
 
@@ -63,8 +63,8 @@ class Digits(OneVsRestDataModule):
     def prepare_data(self) -> None:
         """Write the PNG files that are missing.
 
-        A file appears under its name only when it is complete, so several processes may run this at a time and an
-        interrupted run may be taken up again.
+        A file appears under its name only when it is complete, so several processes may run this at a time, and an
+        interrupted run may be repeated.
         """
         images, labels = _read_scans()
         missing = [(path, image) for path, image in zip(self._paths(labels), images, strict=True) if not path.exists()]
@@ -78,7 +78,7 @@ class Digits(OneVsRestDataModule):
 
     def load(self) -> LabelledImages:
         """Return all scans."""
-        self.prepare_data()  # Lightning calls it, but whoever uses the datamodule by hand may not.
+        self.prepare_data()  # Lightning calls it, but a user of the datamodule in Python may not.
         images, labels = _read_scans()
         return LabelledImages(
             paths=[str(path) for path in self._paths(labels)],

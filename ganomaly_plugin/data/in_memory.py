@@ -57,30 +57,24 @@ class InMemoryDataset(AnomalibDataset):
     def __getitems__(self, indices: list[int]) -> list[ImageItem]:
         """Return several samples: PyTorch's loader asks for a whole batch where a dataset has this method."""
         rows = self.samples.iloc[indices]
-        # NumPy divides this little in less time than PyTorch needs to wake its threads.
+        # For so few values NumPy is faster than PyTorch, which has to wake its threads.
         pixels = torch.from_numpy(self.images[rows.position.to_numpy()].astype(np.float32) * np.float32(1 / 255))
         images: Any = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
-        if isinstance(
-            self.augmentations, Resize
-        ):  # The same for every image, and for the three channels of a grey one.
+        at_once = isinstance(self.augmentations, Resize)  # The same for every image and channel.
+        if self.augmentations and at_once:
             images = self.augmentations(images)
         images = images.expand(-1, 3, -1, -1)
-        if self.augmentations and not isinstance(self.augmentations, Resize):
+        if self.augmentations and not at_once:
             images = [self.augmentations(image) for image in images]
         labels = torch.from_numpy(rows.label_index.to_numpy(dtype=bool))
         fields = zip(images, labels, rows.image_path, rows.mask_path, strict=True)
         return [
-            ImageItem(
-                image=tv_tensors.Image(image),
-                gt_label=label,
-                image_path=image_path,
-                mask_path=mask_path,
-            )
+            ImageItem(image=tv_tensors.Image(image), gt_label=label, image_path=image_path, mask_path=mask_path)
             for image, label, image_path, mask_path in fields
         ]
 
     def write_files(self, folder: Path, minimum_size: int) -> DataFrame:
-        """Write the images as PNG files and return the samples with the files' paths, for what reads files alone.
+        """Write the images as PNG files and return the samples with the files' paths, for code that reads only files.
 
         Args:
             folder: Where the files go.

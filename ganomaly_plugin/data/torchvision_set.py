@@ -29,7 +29,7 @@ class TorchvisionDataModule(OneVsRestDataModule):
         self.source(self.root, download=True)
 
     def load(self) -> LabelledImages:
-        """Return the images of both official splits, training first; download them where nobody has prepared."""
+        """Return the images of both official splits, training first; download what is missing."""
         parts = {split: self.source(self.root, train=split == "train", download=True) for split in ("train", "test")}
         return LabelledImages(
             paths=[f"{self.name.lower()}/{split}/{i:05}.png" for split in parts for i in range(len(parts[split]))],

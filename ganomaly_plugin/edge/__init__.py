@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Anomaly detection on devices, with OpenVINO, NumPy and Pillow alone."""
+"""Anomaly detection on devices, with only OpenVINO, NumPy and Pillow."""
 
 from .detector import Detector, NotADetectorError, Prediction
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(error)
         return 2
     except KeyboardInterrupt:
-        print("ganomaly-edge: interrupted; --resume goes on from here.", file=sys.stderr)
+        print("ganomaly-edge: interrupted; --resume continues from here.", file=sys.stderr)
         return 2
     return status
 
@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def run_predict(options: argparse.Namespace) -> int:
     """Score the images of the command line."""
-    # Whatever may be wrong comes to light before the file of earlier results is touched.
+    # All that may be wrong is found before the file of earlier results is touched.
     detector = Detector(options.model, options.device, "throughput", options.threshold)
     frames = read_frames(find_images(options.paths), report := ErrorReport())
     with closing(Results(options.output, options.resume)) as results:
@@ -144,12 +144,11 @@ def run_bench(options: argparse.Namespace) -> int:
     return 0
 
 
-class Frame:
+class Frame(NamedTuple):
     """One image to score, under the name that the results give it."""
 
-    def __init__(self, name: str, source: Source) -> None:
-        self.name = name
-        self.source = source
+    name: str
+    source: Source
 
 
 def _unseen(frames: Iterable[Frame], seen: set[str]) -> Iterator[Frame]:

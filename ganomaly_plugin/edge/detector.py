@@ -160,7 +160,7 @@ class Detector:
             while pending:
                 yield next_prediction()
         finally:
-            for request, _ in pending:  # Whoever stops listening early leaves jobs behind.
+            for request, _ in pending:  # A stream that is closed early leaves jobs behind.
                 request.wait()
 
     def _prepare(self, image: Source) -> npt.NDArray[np.float32]:

@@ -41,7 +41,7 @@ def set_up(root: Path, *args: Any, **kwargs: Any) -> Any:
 
 
 def contents(dataset: AnomalibDataset) -> set[bytes]:
-    """Return the pixels of all images; no two of scikit-learn's scans are alike."""
+    """Return the pixels of all images; all of scikit-learn's scans differ."""
     return {Image.open(path).tobytes() for path in dataset.samples.image_path}
 
 

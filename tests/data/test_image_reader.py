@@ -269,7 +269,7 @@ class TestInstall:
         assert mask_reader is read_mask
 
     def test_folder_and_prediction(self, tmp_path: Path) -> None:
-        """Dark 16-bit images, which anomalib alone would hand on as white."""
+        """Dark 16-bit images, which anomalib without the reader makes white."""
         install()
         for name, level in (("good", 655), ("bad", 13107)):
             (tmp_path / name).mkdir()

@@ -36,7 +36,7 @@ def test_training_sees_no_anomaly(abnormal_class: int) -> None:
     assert (np.array(LABELS)[split.test] == abnormal_class).sum() == LABELS.count(abnormal_class)
 
 
-def test_the_seed_alone_decides() -> None:
+def test_only_the_seed_decides() -> None:
     """The same seed gives the same split, another one a different split."""
     labels = np.arange(1000) % 10
     first, again, other = (one_anomalous_class(labels, 4, seed=seed).train.tolist() for seed in (1, 1, 2))
@@ -45,7 +45,7 @@ def test_the_seed_alone_decides() -> None:
 
 
 def test_normal_classes_are_shuffled_together() -> None:
-    """Sorted labels, where a split without a shuffle would train on the first classes alone."""
+    """Sorted labels, where a split without a shuffle would train on only the first classes."""
     labels = np.repeat(np.arange(10), 100)
     split = one_anomalous_class(labels, 0)
     counts = np.bincount(labels[split.train], minlength=10)

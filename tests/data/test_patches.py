@@ -83,7 +83,7 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pixels = generator.integers(0, 256, (128, 96, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(root / part / f"{index}.png")
     mask = np.zeros((128, 96), dtype=np.uint8)
-    mask[0:20, 0:20] = 255  # In the first patch alone: 400 of 4,096 pixels.
+    mask[0:20, 0:20] = 255  # Only in the first patch: 400 of 4,096 pixels.
     (root / "ground_truth" / "1.abnormal").mkdir(parents=True)
     Image.fromarray(mask).save(root / "ground_truth" / "1.abnormal" / "0.png")
     (root / "boxes.csv").write_text(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs that nobody here wrote run the export, and ours runs where PyTorch and anomalib are not installed."""
+"""Programs of others run the export, and ours runs where PyTorch and anomalib are not installed."""
 
 import csv
 import json
@@ -45,7 +45,7 @@ def new_environment(folder: Path, *packages: str | Path) -> Path:
 @pytest.mark.network
 @pytest.mark.slow
 def test_device_without_pytorch_and_anomalib(trained: Trained, tmp_path: Path) -> None:
-    """The command and the hook in an environment that holds OpenVINO, NumPy and Pillow alone."""
+    """The command and the hook in an environment that holds only OpenVINO, NumPy and Pillow."""
     programs = new_environment(tmp_path / "device", "openvino", "numpy", "pillow")
     installed = run(programs / "pip", "install", "--no-deps", ROOT)
     assert installed.returncode == 0, installed.stderr

@@ -99,7 +99,7 @@ def test_killed_run_resumes(tmp_path: Path, trained: Trained, images: Path, suff
     lines = whole.read_text().splitlines(keepends=True)
     resumed.write_text("".join(lines[:5]) + lines[5][:10])
     files = sorted(images.iterdir())
-    files[0].write_bytes(b"no image any more")  # Done already, so nobody reads it.
+    files[0].write_bytes(b"no image any more")  # Done already, so it is not read.
     assert main(["predict", str(trained.xml), str(images), "--output", str(resumed), "--resume"]) == status
     assert resumed.read_text() == whole.read_text()
 
@@ -118,7 +118,7 @@ def test_other_files_are_not_resumed(
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 def test_names_may_hold_any_bytes(tmp_path: Path, trained: Trained, images: Path, suffix: str) -> None:
-    """A name in Latin-1 is written as it is, and found again by a run that goes on."""
+    """A name in Latin-1 is written as it is, and found again by a run that resumes."""
     first = sorted(images.iterdir())[0]
     odd = Path(os.fsdecode(os.fsencode(images) + b"/pr\xfcfling.png"))
     first.rename(odd)

@@ -45,7 +45,7 @@ def test_agrees_with_the_engine(trained: Trained, detector: Detector) -> None:
 
 @pytest.mark.parametrize("size", [32, 257, 400])
 def test_bfloat16_moves_scores_little(trained: Trained, detector: Detector, size: int) -> None:
-    """Where the processor has bfloat16, other clients compute in it. The graph bears that; the detector avoids it."""
+    """Where the processor has bfloat16, other clients compute in it. The graph tolerates it; the detector avoids it."""
     image = np.random.default_rng(0).random((1, 3, size, size), dtype=np.float32)
     score = detector.predict(image[0].transpose(1, 2, 0)).score
     for precision, tolerance in (("f32", 1e-6), ("bf16", 5e-3)):
@@ -130,7 +130,7 @@ def test_fixed_size_model_gets_its_size(trained: Trained, tmp_path: Path, detect
 
 
 def test_detector_of_anomalib(tmp_path: Path, trained: Trained) -> None:
-    """A model that this package has no part in: anomalib's own Ganomaly, which gives a score alone."""
+    """A model of others: anomalib's own Ganomaly, which gives only a score."""
     from anomalib.models.image.ganomaly import Ganomaly
 
     model = Ganomaly(n_features=4, latent_vec_size=4, pre_processor=Ganomaly.configure_pre_processor((64, 64)))
@@ -143,7 +143,7 @@ def test_detector_of_anomalib(tmp_path: Path, trained: Trained) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("build", [Padim, Patchcore])
 def test_detectors_with_maps_of_anomalib(tmp_path: Path, trained: Trained, build: Any) -> None:
-    """Models after training that this package has no part in give what anomalib's engine gives."""
+    """Trained models of others give what anomalib's engine gives."""
     model = build(
         backbone="resnet18",
         layers=["layer1", "layer2"],
@@ -222,7 +222,7 @@ def test_imports_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_detectors_one_after_another_leave_signals_alive(trained: Trained) -> None:
+def test_detectors_one_after_another_leave_signal_handling_intact(trained: Trained) -> None:
     """Cores freed first in, first out break OpenVINO's stack for signals: the end of a child then kills the process."""
     script = """
 import signal, subprocess, sys
