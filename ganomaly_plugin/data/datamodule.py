@@ -23,14 +23,7 @@ from torchvision.transforms.v2 import Transform
 
 from ganomaly_plugin.data.image_reader import publish
 from ganomaly_plugin.data.in_memory import InMemoryDataset
-from ganomaly_plugin.data.one_vs_rest import (
-    PROTOCOLS,
-    OneVsRestSplit,
-    Protocol,
-    one_anomalous_class,
-    one_anomalous_class_official,
-    one_normal_class,
-)
+from ganomaly_plugin.data.one_vs_rest import PROTOCOLS, Protocol, split_one_vs_rest
 
 SYNTHETIC_SIZE = 32
 """Smallest power of two, in pixels, that anomalib's synthetic anomalies always fit; below 17 they fail at random."""
@@ -191,17 +184,10 @@ class OneVsRestDataModule(AnomalibDataModule):
         loaded = self.load()
         if loaded.images is not None:
             publish(loaded.paths, loaded.images)
-        split = self._split(loaded)
+        split = split_one_vs_rest(self.one_vs_rest, loaded.labels, loaded.is_train, self.chosen_class, seed=self.seed)
         generator = np.random.default_rng(self.seed)
         self.train_data = _draw(self._dataset(loaded, split.train, Split.TRAIN), self.max_train_images, generator)
         self.test_data = _draw(self._dataset(loaded, split.test, Split.TEST), self.max_test_images, generator)
-
-    def _split(self, loaded: LabelledImages) -> OneVsRestSplit:
-        if self.one_vs_rest == "abnormal":
-            return one_anomalous_class(loaded.labels, self.chosen_class, seed=self.seed)
-        if self.one_vs_rest == "abnormal_official":
-            return one_anomalous_class_official(loaded.labels, loaded.is_train, self.chosen_class)
-        return one_normal_class(loaded.labels, loaded.is_train, self.chosen_class)
 
     def _dataset(self, loaded: LabelledImages, positions: npt.NDArray[np.int64], split: Split) -> AnomalibDataset:
         is_anomalous = (loaded.labels[positions] == self.chosen_class) != (self.one_vs_rest == "normal")

@@ -19,16 +19,5 @@ class FashionMNIST(TorchvisionDataModule):
         'abnormal-ankle boot'
     """
 
-    class_names = (
-        "t-shirt",
-        "trouser",
-        "pullover",
-        "dress",
-        "coat",
-        "sandal",
-        "shirt",
-        "sneaker",
-        "bag",
-        "ankle boot",
-    )
+    class_names = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
     source = datasets.FashionMNIST
