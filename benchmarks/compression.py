@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image AUROC and size of the exported model under each of anomalib's compressions.
 
-Trains GANomaly once a dataset with one class abnormal, exports it, and scores the test images with the edge runtime.
-The digits of scikit-learn take ``configs/quickstart.yaml``; MNIST takes ``configs/default.yaml`` and the small budget
-of ``accuracy.py``. 8-bit models are calibrated on images held out from training, or on training images where there are
-none.
+Trains GANomaly once for each dataset with one class anomalous, exports it, and scores the test images with the edge
+runtime. The digits of scikit-learn take ``configs/quickstart.yaml``; MNIST takes ``configs/default.yaml`` and the
+images of ``configs/compare/mnist_small.yaml``. 8-bit models are calibrated on images held out from training, or on
+training images where there are none.
 
     python benchmarks/compression.py [--mnist FOLDER] [--abnormal-class 8] [--seed 0] [--output results.json]
 """
@@ -23,9 +23,8 @@ from anomalib.deploy import CompressionType
 from lightning import seed_everything
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.accuracy import Run, build_datamodule
 from benchmarks.engine import build_engine
-from ganomaly_plugin import Digits, GANomaly
+from ganomaly_plugin import MNIST, Digits, GANomaly
 from ganomaly_plugin.edge import Detector
 
 ROOT = Path(__file__).parent
@@ -69,8 +68,9 @@ def main() -> None:
         digits: Any = Digits(folder / "digits", arguments.abnormal_class, seed=arguments.seed)
         datasets = {"digits": (digits, "quickstart.yaml")}
         if arguments.mnist:
-            run = Run("mnist", "small", "default", arguments.abnormal_class, arguments.seed)
-            datasets["mnist"] = (build_datamodule(run, arguments.mnist), "default.yaml")
+            small: dict[str, Any] = {"max_train_images": 6400, "max_test_images": 2000, "val_split_mode": "none"}
+            mnist: Any = MNIST(arguments.mnist, abnormal_class=arguments.abnormal_class, seed=arguments.seed, **small)
+            datasets["mnist"] = (mnist, "default.yaml")
         for data, (datamodule, config) in datasets.items():
             seed_everything(arguments.seed, verbose=False)
             model = train(datamodule, config, folder)

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve, roc_curve
 
@@ -18,7 +19,7 @@ COLOURS = (
 )
 """Colours that colour-blind readers can tell apart: Okabe and Ito's, then some of Tol's and a brown."""
 POINTS = 200
-"""Points of a curve; more would not be seen."""
+"""Points of a curve; more make no visible difference."""
 
 
 def colour(number: int) -> str:
@@ -50,64 +51,61 @@ def curves(scored: Mapping[str, tuple[Array, Array]], colours: Mapping[str, str]
 
 def histograms(scored: Mapping[str, tuple[Array, Array]]) -> str:
     """Draw each model's raw scores of normal and anomalous images, as the GANomaly paper does (its Fig. 6)."""
-    columns = min(3, len(scored))
-    rows = -(-len(scored) // columns)
-    figure = Figure(figsize=(8, 2.2 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat[len(scored) :]:
-        axes.axis("off")
-    for axes, (model, (scores, labels)) in zip(grid.flat, scored.items(), strict=False):
-        edges = np.linspace(scores.min(), np.quantile(scores, 0.995), 41)
+    figure, grid = _panels(len(scored), 3, 2.2)
+    for axes, (model, (scores, labels)) in zip(grid, scored.items(), strict=True):
+        edges = np.linspace(scores.min(), np.quantile(scores, 0.995), 41).tolist()
         for label, name, shade in ((0, "normal", "#0072b2"), (1, "anomalous", "#d55e00")):
             axes.hist(scores[labels == label], edges, density=True, alpha=0.6, color=shade, label=name)
         axes.set_title(model, fontsize="small")
         axes.set(yticks=[])
         axes.tick_params(labelsize="x-small")
-    grid.flat[0].legend(fontsize="x-small")
+    grid[0].legend(fontsize="x-small")
     return _svg(figure)
 
 
-def scatter(points: Sequence[tuple[str, str, float, float]], colours: Mapping[str, str], measure: str) -> str:
+def scatter(points: Sequence[tuple[str, str, float, float]], colours: Mapping[str, str]) -> str:
     """Draw accuracy against latency.
 
     Args:
-        points: Model, form of the export, milliseconds of one image, and the measure.
+        points: Model, format of the export, milliseconds of one image, and image AUROC.
         colours: Colour by model.
-        measure: Name of the measure.
     """
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axes = figure.subplots()
     markers = dict(zip(dict.fromkeys(point[1] for point in points), "osD^v", strict=False))
-    for model, form, latency, accuracy in points:
-        axes.scatter(latency, accuracy, color=colours[model], marker=markers[form], s=45)
+    for model, name, latency, accuracy in points:
+        axes.scatter(latency, accuracy, color=colours[model], marker=markers[name], s=45)
     for model in dict.fromkeys(point[0] for point in points):
         axes.scatter([], [], color=colours[model], label=model)
-    for form, marker in markers.items():
-        axes.scatter([], [], color="#555555", marker=marker, label=form)
+    for name, marker in markers.items():
+        axes.scatter([], [], color="#555555", marker=marker, label=name)
     axes.set_xscale("log")
-    axes.set(xlabel="milliseconds an image, batch 1", ylabel=measure)
+    axes.set(xlabel="milliseconds an image, batch 1", ylabel="image AUROC")
     axes.grid(alpha=0.3)
     figure.legend(fontsize="small", loc="outside right upper")
     return _svg(figure)
 
 
 def losses(recorded: Mapping[str, Sequence[float]]) -> str:
-    """Draw losses over the epochs, each in its own scale.
+    """Draw losses over the epochs, each on its own scale.
 
     Args:
         recorded: One value an epoch by the loss's name.
     """
-    columns = min(4, len(recorded))
-    rows = -(-len(recorded) // columns)
-    figure = Figure(figsize=(8, 1.8 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat[len(recorded) :]:
-        axes.axis("off")
-    for axes, (name, values) in zip(grid.flat, recorded.items(), strict=False):
+    figure, grid = _panels(len(recorded), 4, 1.8)
+    for axes, (name, values) in zip(grid, recorded.items(), strict=True):
         axes.plot(range(1, len(values) + 1), values, color=COLOURS[0], marker="." if len(values) < 20 else "")
         axes.set_title(name, fontsize="small")
         axes.tick_params(labelsize="x-small")
     return _svg(figure)
+
+
+def _panels(count: int, most_columns: int, height: float) -> tuple[Figure, list[Axes]]:
+    """Return a figure of ``count`` small axes in rows of ``height`` inches."""
+    columns = min(most_columns, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(8, height * rows), layout="constrained")
+    return figure, [figure.add_subplot(rows, columns, number) for number in range(1, count + 1)]
 
 
 def _svg(figure: Figure) -> str:

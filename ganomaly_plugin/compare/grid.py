@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a configuration to the cells of a comparison: models x datasets x categories x seeds."""
+"""From a configuration to the runs of a comparison: models x datasets x categories x seeds."""
 
 import json
 import re
@@ -10,18 +10,18 @@ from typing import Any
 from anomalib.pipelines.components.utils import get_iterator_from_grid_dict
 from anomalib.utils.config import flatten_dict
 
-KEYS = {"accelerator", "data", "metrics", "model", "openvino", "reference", "seed"}
+KEYS = {"accelerator", "data", "every_epoch", "metrics", "model", "openvino", "reference", "seed"}
 """What a configuration may hold."""
 FAILURE = "failure.txt"
-"""File in a cell's folder that says why it failed."""
+"""File in a run's folder that says why it failed."""
 METRICS = ("image_AUROC", "image_AP", "image_F1Max", "pixel_AUROC", "pixel_AUPRO")
-"""What can be measured; the pixels' need masks."""
+"""What can be computed; the pixels' need masks."""
 COMPRESSIONS = ("FP32", "FP16", "INT8", "INT8_PTQ")
-"""Forms of the OpenVINO export that can be timed."""
+"""Formats of the OpenVINO export that can be timed."""
 
 
 @dataclass(frozen=True)
-class Cell:
+class Run:
     """One training and test: a model, a dataset's category, a seed.
 
     Attributes:
@@ -32,8 +32,9 @@ class Cell:
         model_config: ``class_path`` and ``init_args`` of the model.
         data_config: ``class_path`` and ``init_args`` of the datamodule.
         trainer: Arguments of anomalib's engine.
-        openvino: Forms in which to export the model for the timings; empty where it is not timed.
-        metrics: What to measure; empty for whatever the dataset allows.
+        openvino: Formats in which to export the model for the timings; empty where it is not timed.
+        metrics: What to compute; empty for all that the dataset allows.
+        every_epoch: Whether the test images are scored after every epoch, not after the last alone.
     """
 
     model: str
@@ -45,24 +46,25 @@ class Cell:
     trainer: dict[str, Any]
     openvino: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
+    every_epoch: bool = False
 
     @property
     def path(self) -> Path:
-        """Folder of the cell, below the comparison's."""
+        """Folder of the run, below the comparison's."""
         parts = (self.model, self.dataset, self.category, str(self.seed))
         return Path(*(re.sub(r"[^\w.=+-]+", "_", part) for part in parts))
 
     @property
     def title(self) -> str:
-        """The cell in words."""
+        """The run in words."""
         return f"{self.model} on {self.dataset} ({self.category}), seed {self.seed}"
 
     def to_json(self) -> str:
-        """Write the cell down, always in the same way."""
+        """Return the run as text, the same text for equal runs."""
         return json.dumps(asdict(self), indent=1, sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str) -> "Cell":
+    def from_json(cls, text: str) -> "Run":
         """Read what :meth:`to_json` wrote."""
         values = json.loads(text)
         return cls(**values | {name: tuple(values[name]) for name in ("openvino", "metrics")})
@@ -70,24 +72,25 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """The cells of a comparison, the model that the others are compared with, and the configuration itself."""
+    """The runs of a comparison, the model that the others are compared with, and the configuration itself."""
 
-    cells: list[Cell]
+    runs: list[Run]
     reference: str
     config: dict[str, Any] = field(repr=False)
 
     @property
     def models(self) -> list[str]:
         """Labels of the models, in the configuration's order."""
-        return list(dict.fromkeys(cell.model for cell in self.cells))
+        return list(dict.fromkeys(run.model for run in self.runs))
 
 
 def read_grid(config: dict[str, Any]) -> Grid:
-    """Lay out the cells of a configuration.
+    """Lay out the runs of a configuration.
 
     ``model``, ``data`` and ``seed`` take anomalib's ``grid`` key with a list of alternatives, and so does any argument
-    inside them. A model may have a ``name`` for tables and a ``trainer`` section for the engine; a dataset may have a
-    ``name``. The first category and seed of each dataset are timed as well.
+    inside them. A model may have a ``name`` for tables, a ``trainer`` section for the engine, and an ``every_epoch``
+    that overrides the comparison's; a dataset may have a ``name``. The first category and seed of each dataset are
+    timed.
 
     Args:
         config: Content of the YAML file's section ``compare``.
@@ -96,16 +99,20 @@ def read_grid(config: dict[str, Any]) -> Grid:
         ValueError: If a key is unknown or missing, two models have one name, or the reference is none of them.
     """
     _check_keys(config)
-    accelerator = config.get("accelerator", "auto")
     seeds = config.get("seed", 0)
     seeds = seeds["grid"] if isinstance(seeds, dict) else [seeds]
     metrics = tuple(config.get("metrics", ()))
-    models = [
-        (_label(variant, entry), _class_config(variant), {"accelerator": accelerator} | variant.get("trainer", {}))
+    models: list[dict[str, Any]] = [
+        {
+            "model": _label(variant, entry),
+            "model_config": _class_config(variant),
+            "trainer": {"accelerator": config.get("accelerator", "auto")} | variant.get("trainer", {}),
+            "every_epoch": variant.get("every_epoch", config.get("every_epoch", False)),
+        }
         for entry in _alternatives(config["model"])
         for variant in get_iterator_from_grid_dict(entry)
     ]
-    labels = [label for label, _, _ in models]
+    labels = [model["model"] for model in models]
     if len(set(labels)) < len(labels):
         doubled = sorted({label for label in labels if labels.count(label) > 1})
         msg = f"Two models are called {', '.join(doubled)}: give each a name of its own with the key 'name'."
@@ -114,7 +121,10 @@ def read_grid(config: dict[str, Any]) -> Grid:
     if reference not in labels:
         msg = f"reference is {reference!r}, which is none of the models: choose one of {', '.join(labels)}."
         raise ValueError(msg)
-    cells = []
+    if not all(isinstance(model["every_epoch"], bool) for model in models):
+        msg = f"every_epoch is {', '.join(str(model['every_epoch']) for model in models)}; it takes true or false."
+        raise ValueError(msg)
+    runs = []
     for entry in _alternatives(config["data"]):
         name = entry.get("name", str(entry["class_path"]).rpartition(".")[2])
         for number, variant in enumerate(get_iterator_from_grid_dict(entry)):
@@ -123,9 +133,9 @@ def read_grid(config: dict[str, Any]) -> Grid:
             for seed in seeds:
                 timed = number == 0 and seed == seeds[0]
                 openvino = tuple(config.get("openvino", ["FP32"])) if timed else ()
-                cells += [Cell(model, name, category, seed, settings, data, trainer, openvino, metrics)
-                          for model, settings, trainer in models]  # fmt: skip
-    return Grid(cells, reference, config)
+                shared = {"dataset": name, "category": category, "seed": seed, "data_config": data}
+                runs += [Run(**shared, openvino=openvino, metrics=metrics, **model) for model in models]
+    return Grid(runs, reference, config)
 
 
 def _check_keys(config: dict[str, Any]) -> None:

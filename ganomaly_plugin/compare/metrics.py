@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures of raw anomaly scores under many weightings of the images at once, and what a bootstrap says of them.
+"""Metrics of raw anomaly scores under many weightings of the images at once, and their bootstrap intervals.
 
-A weighting ``(B, N)`` says how often each of ``N`` test images counts in each of ``B``
-resamples; a row of ones gives the plain measure, which equals scikit-learn's.
+A weighting ``(B, N)`` says how often each of ``N`` test images counts in each of ``B`` resamples; a row of ones gives
+the plain metric, which equals scikit-learn's. ``scipy.stats.bootstrap`` does not serve: all models must share the
+weights of the images, so that differences are paired; images of each kind and seeds are resampled at two levels; and
+it would call scikit-learn once for each resample and metric, where here one sort serves all of them.
 """
 
+from math import isnan
 from typing import NamedTuple
 
 import numpy as np
@@ -21,15 +24,19 @@ FALSE_POSITIVE_LIMIT = 0.3
 
 
 class Interval(NamedTuple):
-    """A measure's mean over seeds, its standard deviation over them, and its 95 % interval under the bootstrap."""
+    """A metric's mean over seeds, its standard deviation over them, and its 95 % interval under the bootstrap."""
 
     mean: float
-    deviation: float
+    std: float
     low: float
     high: float
 
+    def __str__(self) -> str:
+        """Return mean and standard deviation, as tables show them."""
+        return f"{self.mean:.3f}" + ("" if isnan(self.std) else f" ± {self.std:.3f}")
 
-def image_measures(scores: Array, labels: Array, weights: Array) -> dict[str, Array]:
+
+def image_metrics(scores: Array, labels: Array, weights: Array) -> dict[str, Array]:
     """Area under the ROC curve, average precision and the best F1 of raw scores.
 
     Args:
@@ -42,19 +49,19 @@ def image_measures(scores: Array, labels: Array, weights: Array) -> dict[str, Ar
     """
     order = np.argsort(-scores, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) != 0])
-    measures: dict[str, list[Array]] = {"image_AUROC": [], "image_AP": [], "image_F1Max": []}
+    metrics: dict[str, list[Array]] = {"image_AUROC": [], "image_AP": [], "image_F1Max": []}
     for part in np.array_split(weights, max(1, len(weights) // CHUNK)):
         ordered = part[:, order]
         positives = np.add.reduceat(ordered * labels[order], starts, axis=1)
         negatives = np.add.reduceat(ordered * (1 - labels[order]), starts, axis=1)
         true, false = positives.cumsum(1), negatives.cumsum(1)
         total = true[:, -1:]
-        measures["image_AUROC"].append(_area(false, true))
+        metrics["image_AUROC"].append(_area(false, true))
         with np.errstate(invalid="ignore"):
             precision = np.where(true > 0, true / (true + false), 0)
-        measures["image_AP"].append((positives / total * precision).sum(1))
-        measures["image_F1Max"].append((2 * true / (true + false + total)).max(1))
-    return {name: np.concatenate(values) for name, values in measures.items()}
+        metrics["image_AP"].append((positives / total * precision).sum(1))
+        metrics["image_F1Max"].append((2 * true / (true + false + total)).max(1))
+    return {name: np.concatenate(values) for name, values in metrics.items()}
 
 
 class PixelCounts(NamedTuple):
@@ -63,7 +70,7 @@ class PixelCounts(NamedTuple):
     Attributes:
         true: Anomalous pixels at or above the threshold, ``(N, T)``.
         false: Normal pixels at or above the threshold, ``(N, T)``.
-        overlap: Sum over the image's regions of the share at or above the threshold, ``(N, T)``.
+        overlap: Sum over the image's regions of the fraction at or above the threshold, ``(N, T)``.
         regions: Number of regions, ``(N,)``.
     """
 
@@ -74,7 +81,7 @@ class PixelCounts(NamedTuple):
 
 
 def count_pixels(maps: Array, masks: npt.NDArray[np.bool_], n_thresholds: int = 1000) -> PixelCounts:
-    """Count the pixels of raw maps ``(N, H, W)`` over thresholds at equal shares of all pixels, and more at the top.
+    """Count the pixels of raw maps ``(N, H, W)`` over thresholds at equal fractions of all pixels, and more at the top.
 
     Args:
         maps: Raw anomaly maps.
@@ -82,8 +89,8 @@ def count_pixels(maps: Array, masks: npt.NDArray[np.bool_], n_thresholds: int = 
         n_thresholds: Number of thresholds.
     """
     # The curves' steepest parts are where few pixels are above the threshold.
-    shares = np.r_[np.geomspace(1e-5, 1, n_thresholds // 2), np.linspace(0, 1, n_thresholds // 2)]
-    edges = np.unique(np.quantile(maps, 1 - shares))
+    fractions = np.r_[np.geomspace(1e-5, 1, n_thresholds // 2), np.linspace(0, 1, n_thresholds // 2)]
+    edges = np.unique(np.quantile(maps, 1 - fractions))
 
     def reached(values: Array) -> Array:
         return len(values) - np.searchsorted(np.sort(values), edges[::-1], side="left").astype(float)
@@ -91,14 +98,14 @@ def count_pixels(maps: Array, masks: npt.NDArray[np.bool_], n_thresholds: int = 
     rows = []
     for image_map, mask in zip(maps, masks, strict=True):
         regions, n_regions = label(mask, structure=np.ones((3, 3)))
-        shares_reached = [reached(image_map[regions == n]) / (regions == n).sum() for n in range(1, n_regions + 1)]
-        overlap = np.sum(shares_reached, axis=0) if n_regions else np.zeros(len(edges))
+        reached_fractions = [reached(image_map[regions == n]) / (regions == n).sum() for n in range(1, n_regions + 1)]
+        overlap = np.sum(reached_fractions, axis=0) if n_regions else np.zeros(len(edges))
         rows.append((reached(image_map[mask]), reached(image_map[~mask]), overlap, float(n_regions)))
     true, false, overlap, numbers = (np.array(column) for column in zip(*rows, strict=True))
     return PixelCounts(true, false, overlap, numbers)
 
 
-def pixel_measures(counts: PixelCounts, weights: Array) -> dict[str, Array]:
+def pixel_metrics(counts: PixelCounts, weights: Array) -> dict[str, Array]:
     """Area under the pixels' ROC curve, and under the per-region overlap up to a false-positive rate of 0.3.
 
     Args:
@@ -120,22 +127,22 @@ def pixel_measures(counts: PixelCounts, weights: Array) -> dict[str, Array]:
 
 
 def resample(labels: Array, n_resamples: int, generator: np.random.Generator) -> Array:
-    """Draw weightings ``(n_resamples, N)`` with replacement, normal and anomalous images each among themselves."""
+    """Sample weightings ``(n_resamples, N)`` with replacement, normal and anomalous images each among themselves."""
     weights = np.zeros((n_resamples, len(labels)))
     for kind in (0, 1):
         members = np.flatnonzero(labels == kind)
         if len(members):
-            share = np.full(len(members), 1 / len(members))
-            weights[:, members] = generator.multinomial(len(members), share, size=n_resamples)
+            fraction = np.full(len(members), 1 / len(members))
+            weights[:, members] = generator.multinomial(len(members), fraction, size=n_resamples)
     return weights
 
 
 def over_seeds(values: Array, generator: np.random.Generator) -> Array:
-    """Average resampled measures over as many seeds, drawn with replacement.
+    """Average resampled metrics over as many seeds, drawn with replacement.
 
     Args:
         values: One row a seed, one column a resample, ``(S, B)``.
-        generator: Random numbers; the same state draws the same seeds, which pairs two models.
+        generator: Random numbers; the same state gives the same seeds, which pairs two models.
 
     Returns:
         Means ``(B,)``.
@@ -146,15 +153,15 @@ def over_seeds(values: Array, generator: np.random.Generator) -> Array:
 
 
 def interval(plain: Array, resampled: Array) -> Interval:
-    """Sum up a measure.
+    """Return a metric's mean, standard deviation and interval.
 
     Args:
-        plain: The measure itself, one value a seed.
+        plain: The metric itself, one value a seed.
         resampled: Its means over seeds under the bootstrap, ``(B,)``.
     """
     low, high = np.percentile(resampled, [2.5, 97.5])
-    deviation = float(plain.std(ddof=1)) if len(plain) > 1 else float("nan")
-    return Interval(float(plain.mean()), deviation, float(low), float(high))
+    std = float(plain.std(ddof=1)) if len(plain) > 1 else float("nan")
+    return Interval(float(plain.mean()), std, float(low), float(high))
 
 
 def _area(false: Array, true: Array) -> Array:

@@ -18,16 +18,16 @@ class Compare:
         parser = parser or ArgumentParser()
         parser.add_argument("--config", type=str, required=True, help="YAML file with a section 'compare'")
         parser.add_argument("--output", type=str, default="results/compare", help="folder of results and report")
-        parser.add_argument("--resume", action="store_true", help="continue what an earlier run left")
-        parser.add_argument("--dry-run", action="store_true", help="print the trainings and an estimate alone")
+        parser.add_argument("--resume", action="store_true", help="keep finished trainings and do the rest")
+        parser.add_argument("--dry-run", action="store_true", help="print the trainings and an estimate, and stop")
         parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
         parser.add_argument("--runner", type=RunnerName, default="local", help="where trainings run")
         parser.add_argument("--ray-address", type=str | None, default=None, help="address of a Ray cluster")
         return parser
 
     def run(self, args: Namespace) -> None:
-        """Run the comparison; the exit status is 1 if a training failed, 2 if nothing could begin."""
-        # Every command of anomalib's imports this module, and should not pay for the rest.
+        """Run the comparison; the exit status is 1 if a training failed, 2 if nothing could start."""
+        # Every command of anomalib's imports this module, and does not need the rest.
         from ganomaly_plugin.compare.comparison import compare, overview, print_plan
 
         console = Console()
@@ -48,7 +48,7 @@ class Compare:
             raise SystemExit(2) from error
         console.print(overview(summary))
         console.print(f"report  {Path(args.output) / 'report.html'}", highlight=False)
-        failed = len(summary.outcomes) - len(summary.done)
+        failed = len(summary.results) - len(summary.done)
         if failed:
             console.print(f"{failed} trainings failed; --resume tries them again.")
             raise SystemExit(1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where cells run: processes of this machine, or tasks of a Ray cluster."""
+"""Where runs are executed: processes of this machine, or tasks of a Ray cluster."""
 
 import os
 import shutil
@@ -12,23 +12,23 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal
 
-from ganomaly_plugin.compare.grid import FAILURE, Cell
+from ganomaly_plugin.compare.grid import FAILURE, Run
 
 RunnerName = Literal["local", "ray"]
 RETRIES = 3
-"""How often Ray starts a cell anew whose worker died."""
+"""How often Ray restarts a run whose worker died."""
 LOG = "log.txt"
 
 
-def run_locally(cells: Sequence[Cell], folder: Path, jobs: int, gpus: Sequence[str] = ()) -> Iterator[tuple[Cell, str]]:
-    """Run cells in processes of their own, and yield each with the reason of its failure, empty for none.
+def run_locally(runs: Sequence[Run], folder: Path, jobs: int, gpus: Sequence[str] = ()) -> Iterator[tuple[Run, str]]:
+    """Execute runs in processes of their own, and yield each with the reason of its failure, empty for none.
 
-    A cell's folder appears once it is complete, so that a kill at any moment leaves whole cells alone.
+    A run's folder appears once it is complete, so that a kill at any moment leaves complete runs only.
 
     Args:
-        cells: What to run.
-        folder: Where the cells' folders go.
-        jobs: Processes at a time; each gets an equal share of the processor's cores.
+        runs: What to execute.
+        folder: Where the runs' folders go.
+        jobs: Processes at a time; each gets an equal part of the processor's cores.
         gpus: Names of the accelerators, each for one process at a time; ``jobs`` should be their number.
     """
     places: SimpleQueue[dict[str, str]] = SimpleQueue()
@@ -37,10 +37,10 @@ def run_locally(cells: Sequence[Cell], folder: Path, jobs: int, gpus: Sequence[s
         places.put({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {})
     running: set[subprocess.Popen[bytes]] = set()
 
-    def run(cell: Cell) -> str:
+    def execute(run: Run) -> str:
         place = places.get()
-        target = folder / cell.path
-        unfinished = _fresh_folder(target.with_name(f"{target.name}.unfinished"), cell)
+        target = folder / run.path
+        unfinished = _fresh_folder(target.with_name(f"{target.name}.unfinished"), run)
         process = _start(unfinished, threads, place)
         running.add(process)
         status = process.wait()
@@ -49,27 +49,27 @@ def run_locally(cells: Sequence[Cell], folder: Path, jobs: int, gpus: Sequence[s
         return _finish(unfinished, target, status)
 
     with ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(run, cell): cell for cell in cells}
+        futures = {pool.submit(execute, run): run for run in runs}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
-        finally:  # Also when the user interrupts: what has not begun never does, and what runs ends.
+        finally:  # Also when the user interrupts: pending runs are cancelled, and running ones end.
             pool.shutdown(wait=False, cancel_futures=True)
             for process in list(running):
                 process.terminate()
 
 
 def run_on_ray(
-    cells: Sequence[Cell], folder: Path, jobs: int, address: str | None = None, gpu: bool = False
-) -> Iterator[tuple[Cell, str]]:
-    """Run cells as tasks of a Ray cluster, and yield each with the reason of its failure, empty for none.
+    runs: Sequence[Run], folder: Path, jobs: int, address: str | None = None, gpu: bool = False
+) -> Iterator[tuple[Run, str]]:
+    """Execute runs as tasks of a Ray cluster, and yield each with the reason of its failure, empty for none.
 
-    Ray starts a task anew when its worker dies. Results come back as bytes, so no file system need be shared.
+    Ray restarts a task when its worker dies. Results come back as bytes, so no file system need be shared.
 
     Args:
-        cells: What to run.
-        folder: Where the cells' folders go, on this machine.
-        jobs: Into how many shares to divide this machine's cores; a task asks for one share, wherever it runs.
+        runs: What to execute.
+        folder: Where the runs' folders go, on this machine.
+        jobs: Into how many parts to divide this machine's cores; a task asks for one part on any machine.
         address: Address of a cluster; ``None`` starts one here.
         gpu: Whether each task needs an accelerator to itself.
 
@@ -85,12 +85,12 @@ def run_on_ray(
     ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
     threads = _threads(jobs)
     task: Any = ray.remote(num_cpus=threads, num_gpus=int(gpu), max_calls=1, max_retries=RETRIES)(_run_for_ray)
-    pending = {task.remote(cell.to_json(), threads): cell for cell in cells}
+    pending = {task.remote(run.to_json(), threads): run for run in runs}
     while pending:
         (reference,), _ = ray.wait(list(pending))
-        cell = pending.pop(reference)
-        target = folder / cell.path
-        unfinished = _fresh_folder(target.with_name(f"{target.name}.unfinished"), cell)
+        run = pending.pop(reference)
+        target = folder / run.path
+        unfinished = _fresh_folder(target.with_name(f"{target.name}.unfinished"), run)
         try:
             status, files = ray.get(reference)
         except ray.exceptions.RayError as error:
@@ -101,13 +101,13 @@ def run_on_ray(
                 path = unfinished / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
-        yield cell, _finish(unfinished, target, status)
+        yield run, _finish(unfinished, target, status)
 
 
 def _run_for_ray(text: str, threads: int) -> tuple[int, dict[str, bytes]]:
-    """Run one cell in a process below a worker, and return its status and the files that it left."""
+    """Execute one run in a process below a worker, and return its status and the files that it left."""
     with tempfile.TemporaryDirectory() as name:
-        folder = _fresh_folder(Path(name) / "cell", Cell.from_json(text))
+        folder = _fresh_folder(Path(name) / "run", Run.from_json(text))
         status = _start(folder, threads, {}).wait()
         files = (path for path in folder.rglob("*") if path.is_file())
         return status, {str(path.relative_to(folder)): path.read_bytes() for path in files}
@@ -119,25 +119,25 @@ def _threads(jobs: int) -> int:
 
 
 def _start(folder: Path, threads: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start a cell's process, which ends when its standard input does, and so when this process is gone."""
+    """Start a run's process, which ends when its standard input does, and so when this process is gone."""
     environment = environment | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-m", "ganomaly_plugin.compare.cell", str(folder)]
+    command = [sys.executable, "-m", "ganomaly_plugin.compare.run", str(folder)]
     with (folder / LOG).open("wb") as log:
         return subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=os.environ | environment
         )
 
 
-def _fresh_folder(folder: Path, cell: Cell) -> Path:
+def _fresh_folder(folder: Path, run: Run) -> Path:
     """Make an empty folder that says what is to run in it."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    (folder / "cell.json").write_text(cell.to_json())
+    (folder / "run.json").write_text(run.to_json())
     return folder
 
 
 def _finish(unfinished: Path, folder: Path, status: int) -> str:
-    """Give a cell's folder its name, and say why the cell failed, by its own words or the signal that ended it."""
+    """Give a run's folder its name, and say why the run failed: its own message, or the signal that ended it."""
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.replace(folder)
     if status == 0:

@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the finished cells say: means, deviations and intervals, and which differences are real."""
+"""Means, standard deviations and intervals of the finished runs, and which differences are significant."""
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ganomaly_plugin.compare.grid import Cell, Grid
+from ganomaly_plugin.compare.grid import Grid, Run
 from ganomaly_plugin.compare.metrics import (
     Array,
     Interval,
     PixelCounts,
-    image_measures,
+    image_metrics,
     interval,
     over_seeds,
-    pixel_measures,
+    pixel_metrics,
     resample,
 )
 
@@ -26,14 +26,19 @@ RESAMPLES = 1000
 """Number of bootstrap resamples."""
 MEAN = "mean"
 """Stands for the mean over a dataset's categories."""
+BEST_EPOCH = "image_AUROC_best_epoch_selected_on_test"
+"""Image AUROC of the epoch that is best on the test set: optimistic, for comparison with papers that report it."""
+LAST_EPOCHS = 5
+CHANGE = f"image_AUROC_mean_change_last_{LAST_EPOCHS}_epochs"
+"""Mean absolute change of image AUROC from epoch to epoch over the last epochs."""
 
 
-class Outcome(NamedTuple):
-    """A cell and what became of it: its result, or the reason of its failure."""
+class Result(NamedTuple):
+    """A run and its record, which is empty if it failed, and the reason then."""
 
-    cell: Cell
+    run: Run
     folder: Path
-    result: dict[str, Any] | None
+    record: dict[str, Any]
     reason: str = ""
 
     def arrays(self) -> dict[str, Array]:
@@ -43,7 +48,7 @@ class Outcome(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """A measure of one model in one category: by seed ``(S,)``, and under the bootstrap ``(S, B)``."""
+    """A metric of one model in one category: by seed ``(S,)``, and under the bootstrap ``(S, B)``, NaN without one."""
 
     seeds: list[int]
     plain: Array
@@ -51,21 +56,29 @@ class Samples(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A line of the results: one measure of one model, and its difference to the reference."""
+    """A line of the results: one metric of one model, and its difference to the reference."""
 
     dataset: str
     category: str
     model: str
-    measure: str
+    metric: str
     value: Interval
     difference: Interval | None
 
 
-def read_outcome(folder: Path, cell: Cell, reason: str = "") -> Outcome:
-    """Read a cell's result, if it has one."""
-    path = folder / cell.path
+def read_result(folder: Path, run: Run, reason: str = "") -> Result:
+    """Read a run's record, if it has one."""
+    path = folder / run.path
     file = path / "result.json"
-    return Outcome(cell, path, json.loads(file.read_text()) if file.exists() else None, reason)
+    return Result(run, path, json.loads(file.read_text()) if file.exists() else {}, reason)
+
+
+def epoch_figures(epochs: Sequence[float]) -> dict[str, float]:
+    """Return the best of the image AUROCs of a run's epochs, and how much the last ones change from epoch to epoch."""
+    if not epochs:
+        return {}
+    changes = np.abs(np.diff(epochs[-LAST_EPOCHS:]))
+    return {BEST_EPOCH: max(epochs), CHANGE: float(changes.mean()) if len(changes) else float("nan")}
 
 
 class Summary:
@@ -76,47 +89,48 @@ class Summary:
 
     Args:
         grid: The comparison.
-        outcomes: Its cells, failed ones too.
+        results: Its runs, failed ones too.
     """
 
-    def __init__(self, grid: Grid, outcomes: Iterable[Outcome]) -> None:
+    def __init__(self, grid: Grid, results: Iterable[Result]) -> None:
         self.grid = grid
-        self.outcomes = list(outcomes)
-        self.done = [outcome for outcome in self.outcomes if outcome.result is not None]
+        self.results = list(results)
+        self.done = [result for result in self.results if result.record]
 
     @cached_property
     def categories(self) -> dict[str, list[str]]:
         """Categories of each dataset."""
         found: dict[str, dict[str, None]] = defaultdict(dict)
-        for cell in self.grid.cells:
-            found[cell.dataset][cell.category] = None
+        for run in self.grid.runs:
+            found[run.dataset][run.category] = None
         return {dataset: list(categories) for dataset, categories in found.items()}
 
     @cached_property
     def hashes(self) -> dict[tuple[str, str, int], set[str]]:
         """Hashes of training and test images by dataset, category and seed: one each, or models saw different data."""
         found: dict[tuple[str, str, int], set[str]] = defaultdict(set)
-        for outcome in self.done:
-            cell, data = outcome.cell, (outcome.result or {})["data"]
-            found[cell.dataset, cell.category, cell.seed].add(f"{data['train']}/{data['test']}")
+        for result in self.done:
+            run, data = result.run, result.record["data"]
+            found[run.dataset, run.category, run.seed].add(f"{data['train']}/{data['test']}")
         return dict(found)
 
     @cached_property
     def samples(self) -> dict[tuple[str, str, str, str], Samples]:
-        """Samples by dataset, category (``mean`` too), model and measure."""
+        """Samples by dataset, category (``mean`` too), model and metric."""
         gathered: dict[tuple[str, str, str, str], list[tuple[int, float, Array]]] = defaultdict(list)
-        for outcome in self.done:
-            cell, arrays = outcome.cell, outcome.arrays()
-            # Seeded by the cell's data alone, so that all models get the same images.
-            generator = np.random.default_rng([cell.seed, *f"{cell.dataset}/{cell.category}".encode()])
+        for result in self.done:
+            run, arrays = result.run, result.arrays()
+            # Seeded by the run's data alone, so that all models get the same images.
+            generator = np.random.default_rng([run.seed, *f"{run.dataset}/{run.category}".encode()])
             weights = resample(arrays["labels"], RESAMPLES, generator)
-            resampled = image_measures(arrays["scores"], arrays["labels"], weights)
+            resampled = image_metrics(arrays["scores"], arrays["labels"], weights)
             if "true" in arrays:
                 counts = PixelCounts(*(arrays[name] for name in PixelCounts._fields))
-                resampled |= pixel_measures(counts, weights)
-            for measure, plain in (outcome.result or {})["metrics"].items():
-                values = resampled[measure]
-                gathered[cell.dataset, cell.category, cell.model, measure].append((cell.seed, plain, values))
+                resampled |= pixel_metrics(counts, weights)
+            plain = result.record["metrics"] | epoch_figures(result.record["epochs"])
+            for metric, value in plain.items():
+                values = resampled.get(metric, np.full(RESAMPLES, np.nan))
+                gathered[run.dataset, run.category, run.model, metric].append((run.seed, value, values))
         samples = {}
         for key, runs in gathered.items():
             runs.sort(key=lambda run: run[0])
@@ -131,28 +145,28 @@ class Summary:
         """Average over the categories of each dataset, for models that have all of them with the same seeds."""
         means = {}
         for dataset, categories in self.categories.items():
-            for model, measure in {key[2:] for key in samples if key[0] == dataset}:
-                parts = [samples.get((dataset, category, model, measure)) for category in categories]
+            for model, metric in {key[2:] for key in samples if key[0] == dataset}:
+                parts = [samples.get((dataset, category, model, metric)) for category in categories]
                 whole = [part for part in parts if part is not None]
                 if len(whole) == len(parts) and all(part.seeds == whole[0].seeds for part in whole):
-                    means[dataset, MEAN, model, measure] = Samples(
+                    means[dataset, MEAN, model, metric] = Samples(
                         whole[0].seeds,
                         np.mean([part.plain for part in whole], axis=0),
                         np.mean([part.resampled for part in whole], axis=0),
                     )
         return means
 
-    def value(self, dataset: str, category: str, model: str, measure: str) -> Interval | None:
+    def value(self, dataset: str, category: str, model: str, metric: str) -> Interval | None:
         """Return a figure, or ``None`` where there is none."""
-        samples = self.samples.get((dataset, category, model, measure))
+        samples = self.samples.get((dataset, category, model, metric))
         if samples is None:
             return None
         return interval(samples.plain, over_seeds(samples.resampled, np.random.default_rng(0)))
 
-    def difference(self, dataset: str, category: str, model: str, other: str, measure: str) -> Interval | None:
+    def difference(self, dataset: str, category: str, model: str, other: str, metric: str) -> Interval | None:
         """Return by how much a model exceeds another in the seeds that both have, or ``None`` if it cannot be said."""
-        first, second = (self.samples.get((dataset, category, name, measure)) for name in (model, other))
-        if first is None or second is None:
+        first, second = (self.samples.get((dataset, category, name, metric)) for name in (model, other))
+        if first is None or second is None or model == other:
             return None
         seeds = [seed for seed in first.seeds if seed in second.seeds and self._same_data(dataset, category, seed)]
         if not seeds:
@@ -165,9 +179,10 @@ class Summary:
         categories = self.categories[dataset] if category == MEAN else [category]
         return all(len(self.hashes.get((dataset, name, seed), ())) == 1 for name in categories)
 
-    def measures(self, dataset: str) -> list[str]:
-        """Measures that a dataset has."""
-        return list(dict.fromkeys(key[3] for key in self.samples if key[0] == dataset))
+    def metrics(self, dataset: str, *, of_epochs: bool = False) -> list[str]:
+        """Metrics that a dataset has after the last epoch, or those that look at every epoch."""
+        names = dict.fromkeys(key[3] for key in self.samples if key[0] == dataset)
+        return [name for name in names if (name in (BEST_EPOCH, CHANGE)) == of_epochs]
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -176,20 +191,17 @@ class Summary:
         for dataset, categories in self.categories.items():
             for category in [*categories, MEAN]:
                 for model in self.grid.models:
-                    for measure in self.measures(dataset):
-                        value = self.value(dataset, category, model, measure)
+                    for metric in [*self.metrics(dataset), *self.metrics(dataset, of_epochs=True)]:
+                        value = self.value(dataset, category, model, metric)
                         if value is not None:
-                            other = self.grid.reference
-                            difference = (
-                                None if model == other else self.difference(dataset, category, model, other, measure)
-                            )
-                            rows.append(Row(dataset, category, model, measure, value, difference))
+                            difference = self.difference(dataset, category, model, self.grid.reference, metric)
+                            rows.append(Row(dataset, category, model, metric, value, difference))
         return rows
 
-    def duel(self, model: str, other: str, measure: str = "image_AUROC") -> tuple[int, int, int]:
-        """Count the categories in which a model wins, ties and loses; a tie's 95 % interval holds zero."""
+    def pairwise_comparison(self, model: str, other: str, metric: str = "image_AUROC") -> tuple[int, int, int]:
+        """Count the categories in which a model is better, tied and worse; a tie's 95 % interval holds zero."""
         found = [
-            self.difference(dataset, category, model, other, measure)
+            self.difference(dataset, category, model, other, metric)
             for dataset, categories in self.categories.items()
             for category in categories
         ]
@@ -198,9 +210,9 @@ class Summary:
         losses = sum(difference.high < 0 for difference in known)
         return wins, len(known) - wins - losses, losses
 
-    def leads(self, dataset: str, model: str, measure: str) -> bool:
-        """Whether a model's mean exceeds every other's by more than chance: what alone deserves bold face."""
+    def leads(self, dataset: str, model: str, metric: str) -> bool:
+        """Whether a model's mean is significantly better than every other's, which the tables set in bold."""
         others = [other for other in self.grid.models if other != model]
-        found = [self.difference(dataset, MEAN, model, other, measure) for other in others]
+        found = [self.difference(dataset, MEAN, model, other, metric) for other in others]
         known = [difference for difference in found if difference is not None]
         return bool(known) and all(difference.low > 0 for difference in known)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Latency and throughput of exported models, each in a process of its own, all taking turns.
 
-Run as ``python -m ganomaly_plugin.compare.timing FORM FILE HEIGHT WIDTH``, the process loads one export, says so, and
-then measures for as long as each line of its standard input says, in seconds. Whatever else the machine does hits all
-models alike, since no turn is long.
+As ``python -m ganomaly_plugin.compare.timing FORMAT FILE HEIGHT WIDTH`` the process loads one export, reports that, and
+then measures for as many seconds as each line of its standard input says. The turns are short, so that other load on
+the machine affects all models alike.
 """
 
 import json
@@ -25,20 +25,33 @@ SECONDS = 0.3
 
 
 class Export(NamedTuple):
-    """An exported model and what its images are like."""
+    """An exported model and the size ``(H, W)`` of its images in pixels."""
 
-    form: str
+    format: str
     path: Path
     input_size: tuple[int, int]
 
 
 class Timing(NamedTuple):
-    """Milliseconds of one image, and images a second in batches; or why it could not be run."""
+    """Milliseconds of one image, and images per second in batches; or the reason why it could not be run."""
 
     p50: float = float("nan")
     p95: float = float("nan")
     images_per_second: float = float("nan")
     reason: str = ""
+
+
+class TimedExport(NamedTuple):
+    """A line of the table of timings."""
+
+    model: str
+    dataset: str
+    format: str
+    megabytes: float
+    p50: float
+    p95: float
+    images_per_second: float
+    reason: str
 
 
 def measure(exports: Sequence[Export], advance: Callable[[], None]) -> list[Timing]:
@@ -64,7 +77,7 @@ class _Worker:
         height, width = export.input_size
         command = [sys.executable, "-W", "ignore", "-m", __spec__.name]
         self.process = subprocess.Popen(
-            [*command, export.form, str(export.path), str(height), str(width)],
+            [*command, export.format, str(export.path), str(height), str(width)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -83,7 +96,7 @@ class _Worker:
         self.process.communicate()
 
     def take_turn(self) -> None:
-        """Measure for a while."""
+        """Measure for ``SECONDS``."""
         if self.reason:
             return
         assert self.process.stdin is not None  # noqa: S101
@@ -94,7 +107,7 @@ class _Worker:
         self.batched += milliseconds.get("batched", [])
 
     def timing(self) -> Timing:
-        """Sum up all turns."""
+        """Summarise all turns."""
         if self.reason:
             return Timing(reason=self.reason)
         p50, p95 = np.percentile(self.single, [50, 95])
@@ -112,8 +125,8 @@ class _Worker:
         return {}
 
 
-def _load(form: str, path: Path) -> Callable[[np.ndarray], Any]:
-    if form == "torch":
+def _load(name: str, path: Path) -> Callable[[np.ndarray], Any]:
+    if name == "torch":
         import torch
 
         model = torch.load(path, weights_only=False, map_location="cpu")["model"].eval()
@@ -129,8 +142,8 @@ def _load(form: str, path: Path) -> Callable[[np.ndarray], Any]:
     return compiled
 
 
-def _serve(form: str, path: Path, size: tuple[int, int]) -> None:
-    run = _load(form, path)
+def _serve(name: str, path: Path, size: tuple[int, int]) -> None:
+    run = _load(name, path)
     images = np.random.default_rng(0).random((BATCH, 3, *size), dtype=np.float32)
     batches = {"single": images[:1], "batched": images}
     for batch in batches.values():

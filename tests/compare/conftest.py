@@ -9,7 +9,7 @@ import pytest
 from ganomaly_plugin.compare import compare, timing
 from ganomaly_plugin.compare.summary import Summary
 
-TRAINER = {"max_epochs": 1, "limit_train_batches": 4}
+TRAINER = {"max_epochs": 3, "limit_train_batches": 2}
 
 
 def ganomaly(name: str = "GANomaly", **kwargs: Any) -> dict[str, Any]:
@@ -19,10 +19,11 @@ def ganomaly(name: str = "GANomaly", **kwargs: Any) -> dict[str, Any]:
 
 
 def configuration(root: Path, *models: dict[str, Any]) -> dict[str, Any]:
-    """Configure a comparison of models on the digits, the eight abnormal, with two seeds."""
+    """Configure a comparison of models on the digits, the eight anomalous, with two seeds."""
     data = {"class_path": "digits", "init_args": {"root": str(root), "abnormal_class": {"grid": [8]}}}
     return {
         "accelerator": "cpu",
+        "every_epoch": True,
         "seed": {"grid": [0, 1]},
         "model": {"grid": list(models)},
         "data": data,
@@ -39,7 +40,7 @@ class Compared(NamedTuple):
 
 @pytest.fixture(scope="session")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
-    """Ours, anomalib's PaDiM, and somebody else's model that fails, two at a time."""
+    """Ours, anomalib's PaDiM, and a third party's model that fails, two at a time."""
     root = tmp_path_factory.mktemp("compare")
     resize = {"class_path": "torchvision.transforms.v2.Resize", "init_args": {"size": [64, 64]}}
     padim = {
@@ -54,7 +55,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
                 "init_args": {"transform": resize},
             },
         },
-        "trainer": TRAINER,
+        "trainer": {"max_epochs": 1, "limit_train_batches": 4},
     }
     failing = ganomaly("Failing") | {"class_path": "tests.compare.failing.Failing"}
     config = configuration(root / "digits", ganomaly(), padim, failing)

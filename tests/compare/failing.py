@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model of somebody else's that cannot be trained."""
+"""A third party's model that cannot be trained."""
 
 from typing import Any
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A comparison from configuration to results: what it measures, what it survives, and how it goes on."""
+"""A comparison from configuration to results: its figures, its failures, and how it is resumed."""
 
 import csv
 import json
@@ -18,28 +18,27 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ganomaly_plugin.compare import compare, timing
 from ganomaly_plugin.compare.comparison import print_plan
-from ganomaly_plugin.compare.summary import MEAN
+from ganomaly_plugin.compare.summary import BEST_EPOCH, CHANGE, MEAN
 
 from .conftest import Compared, configuration, ganomaly
 
 PROGRAM = Path(sys.executable).with_name("anomalib")
-CELLS = [("GANomaly", 0), ("GANomaly", 1), ("Padim", 0), ("Padim", 1)]
+DONE = [("GANomaly", 0), ("GANomaly", 1), ("Padim", 0), ("Padim", 1)]
 
 
 def read_scores(folder: Path, model: str, seed: int) -> dict[str, np.ndarray]:
-    """Read the raw scores and labels of a cell."""
-    return dict(np.load(folder / "cells" / model / "digits" / "8" / str(seed) / "scores.npz"))
+    """Read the raw scores and labels of a run."""
+    return dict(np.load(folder / "runs" / model / "digits" / "8" / str(seed) / "scores.npz"))
 
 
-def test_measures_are_those_of_raw_scores(compared: Compared) -> None:
+def test_metrics_are_those_of_raw_scores(compared: Compared) -> None:
     """scikit-learn finds the same in the scores, which no post-processing touched: GANomaly's are not in [0, 1)."""
-    for outcome in compared.summary.done:
-        arrays, result = outcome.arrays(), outcome.result
-        assert result is not None
+    for result in compared.summary.done:
+        arrays = result.arrays()
         expected = roc_auc_score(arrays["labels"], arrays["scores"])
-        assert result["metrics"]["image_AUROC"] == pytest.approx(expected, abs=1e-9)
+        assert result.record["metrics"]["image_AUROC"] == pytest.approx(expected, abs=1e-9)
         expected = average_precision_score(arrays["labels"], arrays["scores"])
-        assert result["metrics"]["image_AP"] == pytest.approx(expected, abs=1e-9)
+        assert result.record["metrics"]["image_AP"] == pytest.approx(expected, abs=1e-9)
     assert read_scores(compared.folder, "Padim", 0)["scores"].max() > 1
 
 
@@ -56,7 +55,7 @@ def test_all_models_saw_the_same_images(compared: Compared) -> None:
 def test_means_and_differences(compared: Compared) -> None:
     """The table holds means over seeds, and differences to the reference with intervals around them."""
     with (compared.folder / "results.csv").open() as file:
-        rows = {(row["category"], row["model"], row["measure"]): row for row in csv.DictReader(file)}
+        rows = {(row["category"], row["model"], row["metric"]): row for row in csv.DictReader(file)}
     means = {
         model: np.mean(
             [roc_auc_score(*reversed(read_scores(compared.folder, model, seed).values())) for seed in (0, 1)]
@@ -69,24 +68,50 @@ def test_means_and_differences(compared: Compared) -> None:
         row = rows[category, "Padim", "image_AUROC"]
         assert float(row["difference_mean"]) == pytest.approx(means["Padim"] - means["GANomaly"])
         assert float(row["difference_low"]) < float(row["difference_mean"]) < float(row["difference_high"])
-    wins, ties, losses = compared.summary.duel("GANomaly", "Padim")
-    assert wins + ties + losses == 1
-    assert compared.summary.duel("Padim", "GANomaly") == (losses, ties, wins)
+    better, tied, worse = compared.summary.pairwise_comparison("GANomaly", "Padim")
+    assert better + tied + worse == 1
+    assert compared.summary.pairwise_comparison("Padim", "GANomaly") == (worse, tied, better)
+
+
+def test_figures_of_epochs_stand_apart(compared: Compared) -> None:
+    """Best epoch and mean change of both seeds, as their stored epochs have them, have no part in any other figure."""
+    with (compared.folder / "results.csv").open() as file:
+        rows = {(row["category"], row["model"], row["metric"]): row for row in csv.DictReader(file)}
+    folder = compared.folder / "runs" / "GANomaly" / "digits" / "8"
+    records = [json.loads((folder / seed / "result.json").read_text()) for seed in "01"]
+    first, second = (record["epochs"] for record in records)
+    assert [len(first), len(second)] == [3, 3]
+    assert [first[-1], second[-1]] == [record["metrics"]["image_AUROC"] for record in records]
+    best = [max(first), max(second)]
+    change = [(abs(a - b) + abs(b - c)) / 2 for a, b, c in (first, second)]
+    for metric, values in ((BEST_EPOCH, best), (CHANGE, change)):
+        row = rows[MEAN, "GANomaly", metric]
+        assert float(row["mean"]) == pytest.approx(np.mean(values))
+        assert float(row["std"]) == pytest.approx(np.std(values, ddof=1))
+        assert row["low"] == row["high"] == ""
+    last = rows[MEAN, "GANomaly", "image_AUROC"]
+    columns = [(float(last["mean"]), float(last["std"])), *((np.mean(x), np.std(x, ddof=1)) for x in (best, change))]
+    line = "| GANomaly | " + " | ".join(f"{mean:.3f} ± {std:.3f}" for mean, std in columns) + " |"
+    text = (compared.folder / "report.md").read_text()
+    assert line in text
+    assert "| model | last epoch | best epoch on the test set, selected on it | mean change, last 5 epochs |" in text
+    assert "best epoch on the test set, selected on it" in (compared.folder / "report.html").read_text()
+    assert BEST_EPOCH not in compared.summary.metrics("digits")
 
 
 def test_failures_are_reported_and_the_rest_goes_on(compared: Compared) -> None:
-    """A cell that fails says why, and takes no other with it."""
-    failed = [outcome for outcome in compared.summary.outcomes if outcome.result is None]
-    assert [outcome.reason for outcome in failed] == ["RuntimeError: out of patience"] * 2
-    assert [(outcome.cell.model, outcome.cell.seed) for outcome in compared.summary.done] == CELLS[::2] + CELLS[1::2]
+    """A run that fails says why, and takes no other with it."""
+    failed = [result for result in compared.summary.results if not result.record]
+    assert [result.reason for result in failed] == ["RuntimeError: out of patience"] * 2
+    assert [(result.run.model, result.run.seed) for result in compared.summary.done] == DONE[::2] + DONE[1::2]
     assert "out of patience" in (compared.folder / "report.md").read_text()
 
 
 def test_exports_are_timed(compared: Compared) -> None:
-    """Each form of each model that was trained has latencies, a throughput and a size."""
+    """Each format of each model that was trained has latencies, a throughput and a size."""
     timings = json.loads((compared.folder / "results.json").read_text())["timings"]
-    assert [(line["model"], line["form"]) for line in timings] == [
-        (model, form) for model in ("GANomaly", "Padim") for form in ("torch", "FP32")
+    assert [(line["model"], line["format"]) for line in timings] == [
+        (model, name) for model in ("GANomaly", "Padim") for name in ("torch", "FP32")
     ]
     assert all(0 < line["p50"] <= line["p95"] and line["images_per_second"] > 0 for line in timings)
     assert all(line["megabytes"] > 0 for line in timings)
@@ -102,7 +127,7 @@ def test_export_that_cannot_be_run_says_why(tmp_path: Path) -> None:
 
 
 def test_results_are_not_overwritten(compared: Compared) -> None:
-    """Neither without a word nor by results of other settings."""
+    """Neither silently nor by results of other settings."""
     config = configuration(compared.digits, ganomaly())
     with pytest.raises(FileExistsError, match="continue them with --resume, or name another folder"):
         compare(config, compared.folder)
@@ -125,7 +150,7 @@ def test_killed_at_any_moment_and_resumed(compared: Compared, tmp_path: Path) ->
     _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive
     assert not (output / "report.html").exists()
-    finished = {path: path.stat().st_mtime_ns for path in output.glob("cells/GANomaly/digits/8/[01]/result.json")}
+    finished = {path: path.stat().st_mtime_ns for path in output.glob("runs/GANomaly/digits/8/[01]/result.json")}
     assert finished
 
     subprocess.run([*command, "--resume"], check=True)
@@ -158,7 +183,7 @@ KILL_FIRST_WORKER = """
 import sys, time, psutil
 while True:
     for process in psutil.process_iter(["cmdline"]):
-        if "ganomaly_plugin.compare.cell" in (process.info["cmdline"] or []):
+        if "ganomaly_plugin.compare.run" in (process.info["cmdline"] or []):
             try:
                 worker = process.parent()
                 if worker is not None and "ray::" in " ".join(worker.cmdline()):
@@ -188,16 +213,16 @@ def test_data_that_cannot_be_measured(compared: Compared, tmp_path: Path) -> Non
     config["data"] = {"class_path": "Folder", "name": "parts", "init_args": folder}
     with pytest.raises(ValueError, match=r"parts .all. has no anomalous test image"):
         compare(config, tmp_path)
-    assert not (tmp_path / "cells").exists()
+    assert not (tmp_path / "runs").exists()
 
 
 def test_equals_the_stock_command(compared: Compared, tmp_path: Path) -> None:
-    """`anomalib test` finds the same figures of raw scores in the checkpoint of a cell."""
-    cell = next(cell for cell in compared.summary.grid.cells if cell.path == Path("GANomaly/digits/8/0"))
-    data = {"class_path": "digits", "init_args": cell.data_config["init_args"] | {"seed": 0}}
+    """`anomalib test` finds the same figures of raw scores in the checkpoint of a run."""
+    run = next(run for run in compared.summary.grid.runs if run.path == Path("GANomaly/digits/8/0"))
+    data = {"class_path": "digits", "init_args": run.data_config["init_args"] | {"seed": 0}}
     config = tmp_path / "test.yaml"
-    config.write_text(yaml.safe_dump({"model": cell.model_config, "data": data, "trainer": {"accelerator": "cpu"}}))
-    checkpoint = compared.folder / "cells" / cell.path / "model.ckpt"
+    config.write_text(yaml.safe_dump({"model": run.model_config, "data": data, "trainer": {"accelerator": "cpu"}}))
+    checkpoint = compared.folder / "runs" / run.path / "model.ckpt"
     command = [str(PROGRAM), "test", "--config", str(config), "--ckpt_path", str(checkpoint)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path).stdout
     scores = read_scores(compared.folder, "GANomaly", 0)

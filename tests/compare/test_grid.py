@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which cells a configuration stands for, and which configurations are refused."""
+"""Which runs a configuration stands for, and which configurations are refused."""
 
 from pathlib import Path
 from typing import Any
@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from ganomaly_plugin.compare.cell import build_model
 from ganomaly_plugin.compare.comparison import load
-from ganomaly_plugin.compare.grid import Cell, read_grid
+from ganomaly_plugin.compare.grid import Run, read_grid
+from ganomaly_plugin.compare.run import build_model
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "compare").glob("*.yaml"))
 
@@ -36,37 +36,37 @@ def test_every_combination_once() -> None:
     grid = read_grid(configure())
     assert grid.models == ["GANomaly n_features=8", "GANomaly n_features=16", "PaDiM"]
     assert grid.reference == "GANomaly n_features=8"
-    assert len(grid.cells) == len({cell.path for cell in grid.cells}) == 18
-    assert {(cell.dataset, cell.category) for cell in grid.cells} == {
+    assert len(grid.runs) == len({run.path for run in grid.runs}) == 18
+    assert {(run.dataset, run.category) for run in grid.runs} == {
         ("MVTecAD", "bottle"),
         ("MVTecAD", "screw"),
         ("scans", "all"),
     }
-    (cell,) = [cell for cell in grid.cells if cell.path == Path("PaDiM/MVTecAD/screw/5")]
-    assert cell.trainer == {"accelerator": "cpu", "max_epochs": 3}
-    assert cell.data_config == {"class_path": "MVTecAD", "init_args": {"category": "screw"}}
+    (run,) = [run for run in grid.runs if run.path == Path("PaDiM/MVTecAD/screw/5")]
+    assert run.trainer == {"accelerator": "cpu", "max_epochs": 3}
+    assert run.data_config == {"class_path": "MVTecAD", "init_args": {"category": "screw"}}
 
 
 def test_one_category_and_seed_of_each_dataset_is_timed() -> None:
-    """The first, in the forms that the configuration names."""
-    timed = [cell for cell in read_grid(configure(openvino=["FP32", "INT8_PTQ"])).cells if cell.openvino]
-    assert {(cell.dataset, cell.category, cell.seed) for cell in timed} == {
+    """The first, in the formats that the configuration names."""
+    timed = [run for run in read_grid(configure(openvino=["FP32", "INT8_PTQ"])).runs if run.openvino]
+    assert {(run.dataset, run.category, run.seed) for run in timed} == {
         ("MVTecAD", "bottle", 0),
         ("scans", "all", 0),
     }
-    assert {cell.openvino for cell in timed} == {("FP32", "INT8_PTQ")}
+    assert {run.openvino for run in timed} == {("FP32", "INT8_PTQ")}
 
 
-def test_cells_are_written_and_read() -> None:
-    """Another process or machine runs the same cell."""
-    for cell in read_grid(configure()).cells:
-        assert Cell.from_json(cell.to_json()) == cell
+def test_runs_are_written_and_read() -> None:
+    """Another process or machine runs the same run."""
+    for run in read_grid(configure()).runs:
+        assert Run.from_json(run.to_json()) == run
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seeds": [1]}, "has no seeds: it takes accelerator, data, metrics, model"),
+        ({"seeds": [1]}, "has no seeds: it takes accelerator, data, every_epoch, metrics, model"),
         ({"model": None}, "names no model"),
         ({"model": {"init_args": {}}}, "model of the comparison has no class_path"),
         ({"reference": "PatchCore"}, "'PatchCore', which is none of the models: choose one of GANomaly n_features=8"),
@@ -77,6 +77,7 @@ def test_cells_are_written_and_read() -> None:
             "abnormal_class.grid is empty",
         ),
         ({"metrics": ["AUROC"]}, "takes a list of image_AUROC, image_AP"),
+        ({"every_epoch": "yes"}, "every_epoch is yes, yes, yes; it takes true or false"),
         ({"openvino": ["INT4"]}, "takes a list of FP32, FP16, INT8, INT8_PTQ"),
         ({"model": {"grid": [{"class_path": "Padim"}, {"class_path": "Padim"}]}}, "Two models are called Padim"),
     ],
@@ -109,12 +110,12 @@ def test_shipped_configurations(path: Path) -> None:
     assert {"GANomaly", "anomalib Ganomaly", "Padim", "Patchcore"} <= set(grid.models)
 
 
-def test_building_leaves_the_cells_alone() -> None:
+def test_building_leaves_the_runs_alone() -> None:
     """Nested classes, too, are still plain data afterwards, which another process can read."""
     resize = {"class_path": "torchvision.transforms.v2.Resize", "init_args": {"size": [32, 32]}}
     pre_processor = {"class_path": "anomalib.pre_processing.PreProcessor", "init_args": {"transform": resize}}
     model = {"class_path": "Ganomaly", "init_args": {"pre_processor": pre_processor}}
-    (cell,) = read_grid({"model": model, "data": {"class_path": "digits"}}).cells
-    written = cell.to_json()
-    build_model(cell)
-    assert cell.to_json() == written
+    (run,) = read_grid({"model": model, "data": {"class_path": "digits"}}).runs
+    written = run.to_json()
+    build_model(run)
+    assert run.to_json() == written

@@ -92,7 +92,7 @@ def test_prints(page: Page) -> None:
 def test_configuration_reruns(page: Page, compared: Compared) -> None:
     """What the page says to save is the comparison itself."""
     shown = yaml.safe_load(page.locator("pre").inner_text())
-    assert read_grid(shown["compare"]).cells == compared.summary.grid.cells
+    assert read_grid(shown["compare"]).runs == compared.summary.grid.runs
 
 
 def test_bold_needs_significance(compared: Compared) -> None:
@@ -100,7 +100,7 @@ def test_bold_needs_significance(compared: Compared) -> None:
     summary = compared.summary
     bold = re.findall(r"\| (\w+) \|[^\n]*?\*\*", (compared.folder / "report.md").read_text())
     for model in ("GANomaly", "Padim"):
-        leads = [measure for measure in summary.measures("digits") if summary.leads("digits", model, measure)]
+        leads = [metric for metric in summary.metrics("digits") if summary.leads("digits", model, metric)]
         assert (model in bold) == bool(leads)
     text = (compared.folder / "table.tex").read_text()
     assert text.count(r"\textbf") == sum(summary.leads("digits", model, "image_AUROC") for model in summary.grid.models)
