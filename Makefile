@@ -22,7 +22,7 @@ quickstart: $(VENV)/openvino  ## Train, predict, export and test on real digits,
 	@echo "config        $(RESULTS)/config.yaml"
 	@echo "More pictures, without PyTorch: $(BIN)/ganomaly-edge predict $(RESULTS)/weights/openvino/model.xml PICTURES"
 
-test-fast: $(VENV)/fast  ## Run the tests that need neither long nor real data, NNCF, Ray or a network.
+test-fast: $(VENV)/fast  ## Run the quick tests, without real data, NNCF, Ray, a browser or a network.
 	$(BIN)/python -m pytest --numprocesses auto -m "not (slow or data or network)"
 
 test: $(VENV)/test  ## Run all tests.

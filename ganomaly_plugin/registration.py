@@ -31,11 +31,10 @@ def register(module: ModuleType) -> None:
         for name in (entry.name, loaded.__name__):
             if not hasattr(module, name):
                 setattr(module, name, loaded)
-        if module.__name__ == "anomalib.models":
-            module.ALLOWED_MODULES.add(entry.module)
     if module.__name__ == "anomalib.models":
+        module.ALLOWED_MODULES.update(entry.module for entry in entry_points(group="anomalib.models"))
         _teach_model_lookup(module)
-    if module.__name__ == "anomalib.data":
+    else:
         from ganomaly_plugin.data import image_reader
 
         image_reader.install()

@@ -4,6 +4,7 @@
 import ast
 import sys
 from collections.abc import Iterable
+from functools import cache
 from graphlib import TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -197,9 +198,12 @@ def read_requirements() -> tuple[set[str], dict[str, set[str]]]:
     return names(project["dependencies"]), {extra: names(extras[extra]) for extra in extras}
 
 
+installed_distributions = cache(packages_distributions)  # It reads the metadata of all that is installed.
+
+
 def distributions(modules: Iterable[str]) -> set[str]:
     """Return the installed distribution of each module; a module of several belongs to the one of its name, if any."""
-    known = packages_distributions()
+    known = installed_distributions()
     found = set()
     for module in modules:
         candidates = {canonicalize_name(name) for name in known.get(module, [module])}

@@ -5,6 +5,7 @@ import ast
 import inspect
 import pkgutil
 import textwrap
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -22,6 +23,7 @@ def is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__") and name != "_"
 
 
+@cache
 def defined_or_used(tree: ast.AST) -> set[str]:
     """Return the private names of attributes, functions and variables in a piece of source."""
     names = set()
@@ -35,6 +37,7 @@ def defined_or_used(tree: ast.AST) -> set[str]:
     return set(filter(is_private, names))
 
 
+@cache
 def source_of(thing: Any) -> ast.AST:
     """Return the syntax tree of a module or class."""
     return ast.parse(textwrap.dedent(inspect.getsource(thing)))
