@@ -22,6 +22,8 @@ from ganomaly_plugin.compare.summary import BEST_EPOCH, CHANGE, MEAN
 
 from .conftest import Compared, configuration, ganomaly
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = Path(sys.executable).with_name("anomalib")
 DONE = [("GANomaly", 0), ("GANomaly", 1), ("Padim", 0), ("Padim", 1)]
 

@@ -7,11 +7,15 @@ from typing import Any
 import pytest
 import yaml
 
+from ganomaly_plugin import GANomaly
 from ganomaly_plugin.compare.comparison import load
 from ganomaly_plugin.compare.grid import Run, read_grid
-from ganomaly_plugin.compare.run import build_model
+from ganomaly_plugin.compare.run import build_datamodule, build_model
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "compare").glob("*.yaml"))
+CONFIGS = Path(__file__).parents[2] / "configs"
+GANOMALY_ALONE = {"ablation", "cifar10_small", "digits_ten", "industrial_long", "mnist_small"}
+"""Grids of GANomaly's figures; the others are side-by-side comparisons."""
+SIDE_BY_SIDE = [path for path in sorted((CONFIGS / "compare").glob("*.yaml")) if path.stem not in GANOMALY_ALONE]
 
 
 def configure(**kwargs: Any) -> dict[str, Any]:
@@ -102,12 +106,41 @@ def test_models_are_built_before_anything_runs(model: dict[str, Any], message: s
         load({"model": model, "data": {"class_path": "digits"}})
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SIDE_BY_SIDE, ids=lambda path: path.stem)
 def test_shipped_configurations(path: Path) -> None:
     """Each holds GANomaly and the rivals that anomalib has."""
     grid = read_grid(yaml.safe_load(path.read_text())["compare"])
     assert grid.reference == "GANomaly"
     assert {"GANomaly", "anomalib Ganomaly", "Padim", "Patchcore"} <= set(grid.models)
+
+
+@pytest.mark.parametrize(
+    ("name", "n_models", "n_categories", "n_seeds"),
+    [("ablation", 9, 3, 1), ("cifar10_small", 2, 5, 3), ("digits_ten", 3, 10, 3), ("industrial_long", 2, 2, 1),
+     ("mnist_small", 10, 10, 3)],
+)  # fmt: skip
+def test_grids_of_ganomaly(name: str, n_models: int, n_categories: int, n_seeds: int) -> None:
+    """Every model and every datamodule that needs no files can be built."""
+    grid = read_grid(yaml.safe_load((CONFIGS / "compare" / f"{name}.yaml").read_text())["compare"])
+    assert grid.reference == "GANomaly"
+    assert len(grid.runs) == n_models * n_categories * n_seeds
+    for run in {run.model: run for run in grid.runs}.values():
+        build_model(run)
+        if run.data_config["class_path"] != "class_folder":
+            build_datamodule(run)
+
+
+@pytest.mark.parametrize("name", ["cifar10_small", "mnist_small"])
+@pytest.mark.parametrize(("model", "recipe"), [("GANomaly", "default"), ("GANomaly, paper", "paper")])
+def test_recipes_are_those_of_the_configurations(name: str, model: str, recipe: str) -> None:
+    """The grids repeat the settings of ``configs/default.yaml`` and ``configs/paper.yaml``."""
+    grid = read_grid(yaml.safe_load((CONFIGS / "compare" / f"{name}.yaml").read_text())["compare"])
+    run = next(run for run in grid.runs if run.model == model)
+    settings = yaml.safe_load((CONFIGS / f"{recipe}.yaml").read_text())
+    arguments = settings["model"]["init_args"] | {"input_channels": 1 if name == "mnist_small" else 3}
+    expected = GANomaly(**arguments, visualizer=False).hparams
+    assert dict(build_model(run).hparams) == dict(expected)
+    assert run.trainer["max_epochs"] == settings["trainer"]["max_epochs"]
 
 
 def test_building_leaves_the_runs_alone() -> None:

@@ -14,6 +14,8 @@ from ganomaly_plugin.compare.grid import read_grid
 
 from .conftest import Compared
 
+pytestmark = pytest.mark.slow
+
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
