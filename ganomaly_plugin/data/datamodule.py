@@ -167,18 +167,16 @@ class OneVsRestDataModule(AnomalibDataModule):
         return super().val_dataloader() if self.val_split_mode != ValSplitMode.NONE else []
 
     def _find_class(self, argument: str, chosen: int | str | None) -> int:
-        names = [name.lower() for name in self.class_names]
         if chosen is None:
             return 0
+        known = {str(number): number for number in range(len(self.class_names))}
+        known |= {name.lower(): number for number, name in enumerate(self.class_names)}
         name = str(chosen).lower()
         name = self.synonyms.get(name, name)
-        if name in names:
-            return names.index(name)
-        numbers = [str(number) for number in range(len(names))]
-        if name in numbers:
-            return numbers.index(name)
-        msg = f"{argument} is {chosen!r}, but must be one of {', '.join(self.class_names)}, or its number from 0."
-        raise ValueError(msg)
+        if name not in known:
+            msg = f"{argument} is {chosen!r}, but must be one of {', '.join(self.class_names)}, or its number from 0."
+            raise ValueError(msg)
+        return known[name]
 
     def _setup(self, _stage: str | None = None) -> None:
         loaded = self.load()

@@ -224,17 +224,9 @@ class FullImages(Callback):
             raise TypeError(msg)
         self._batches = []
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: ImageBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
         """Keep a batch of predictions."""
-        del trainer, pl_module, batch, batch_idx, dataloader_idx
+        del trainer, pl_module, args
         self._batches.append(outputs)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

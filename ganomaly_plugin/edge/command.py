@@ -71,14 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="measure latency and throughput")
     bench.set_defaults(run=run_bench)
     bench.add_argument("model", type=Path, help="exported model (.xml or .onnx)")
-    bench.add_argument(
-        "--size",
-        type=int,
-        nargs=2,
-        metavar=("HEIGHT", "WIDTH"),
-        default=(256, 256),
-        help="size of the images in pixels",
-    )
+    pair = ("HEIGHT", "WIDTH")
+    bench.add_argument("--size", type=int, nargs=2, metavar=pair, default=(256, 256), help="size of images in pixels")
     bench.add_argument("--seconds", type=float, default=5, help="duration of each measurement")
     bench.add_argument("--device", default="CPU", help="OpenVINO's device")
     return parser
