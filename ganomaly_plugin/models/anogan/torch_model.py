@@ -9,7 +9,7 @@ from torch import nn
 from ganomaly_plugin.models.components.checks import check_at_least, check_fraction
 from ganomaly_plugin.models.components.dcgan import Decoder, Discriminator, Pyramid, initialise_weights
 from ganomaly_plugin.models.components.detector_model import DetectorModel, Output
-from ganomaly_plugin.models.components.joint_training import discriminator_loss, generator_loss
+from ganomaly_plugin.models.components.gan_loss import discriminator_loss, generator_loss
 from ganomaly_plugin.models.components.space import Space
 
 SEARCH_STEPS = 500

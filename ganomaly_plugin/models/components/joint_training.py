@@ -9,7 +9,6 @@ import torch
 from anomalib.data import ImageBatch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
-from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 
 from ganomaly_plugin.models.components.dcgan import initialise_weights
 
@@ -82,13 +81,3 @@ def weighted_sum(losses: Mapping[str, torch.Tensor], weights: Mapping[str, float
 def losses_are_checked(device: torch.device, batch_idx: int) -> bool:
     """Return whether the losses of this batch are checked, which waits for the device."""
     return device.type == "cpu" or batch_idx % CHECK_INTERVAL == 0
-
-
-def discriminator_loss(real_logits: torch.Tensor, generated_logits: torch.Tensor) -> torch.Tensor:
-    """Sum of the mean cross-entropies of calling real images ``(B,)`` real and generated ones ``(B,)`` generated."""
-    return F.softplus(-real_logits).mean() + F.softplus(generated_logits).mean()
-
-
-def generator_loss(generated_logits: torch.Tensor) -> torch.Tensor:
-    """Non-saturating cross-entropy of calling generated images ``(B,)`` real (Goodfellow et al., 2014)."""
-    return F.softplus(-generated_logits).mean()

@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 from ganomaly_plugin.models.components.checks import check_choice, check_fraction
 from ganomaly_plugin.models.components.dcgan import Decoder, Encoder, Pyramid, initialise_weights
 from ganomaly_plugin.models.components.detector_model import DetectorModel, Output
-from ganomaly_plugin.models.components.joint_training import discriminator_loss, generator_loss
+from ganomaly_plugin.models.components.gan_loss import discriminator_loss, generator_loss
 from ganomaly_plugin.models.components.space import Space
 
 from .loss import encoder_loss

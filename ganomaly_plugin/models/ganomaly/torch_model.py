@@ -10,7 +10,7 @@ from torch import nn
 from ganomaly_plugin.models.components.checks import check_choice
 from ganomaly_plugin.models.components.dcgan import Decoder, Discriminator, Encoder, Pyramid, initialise_weights
 from ganomaly_plugin.models.components.detector_model import DetectorModel, Output
-from ganomaly_plugin.models.components.joint_training import generator_loss
+from ganomaly_plugin.models.components.gan_loss import generator_loss
 from ganomaly_plugin.models.components.scores import (
     latent_l1_score,
     latent_l2_score,
