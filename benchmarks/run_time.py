@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Milliseconds an image of every model, the GANomaly paper's Table 2 remade.
+"""Milliseconds an image of every model, the GANomaly paper's Table 2 repeated.
 
 All models have 64 features and a latent code of 100 and get the same batches of raw images at the size of their
 networks: grey and RGB at 32 pixels (the paper's MNIST and CIFAR-10), RGB at 64 (its X-ray patches). Weights are as
-initialised, which costs the same as trained ones. The models take turns, so that whatever else the machine does hits
-all alike; AnoGAN, whose search takes minutes, has one turn.
+initialised, which costs the same as trained ones. The models take turns, so that other load on the machine affects all
+alike; AnoGAN, whose search takes minutes, has one turn.
 
-    python benchmarks/run_time.py [--batch 8] [--rounds 5] [--output results.json]
+    python -m benchmarks.run_time [--batch 8] [--rounds 5] [--output results.json]
 """
 
 import argparse
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pandas import DataFrame, Series
 
 import ganomaly_plugin
 from benchmarks.inference import compile_openvino
@@ -32,25 +33,13 @@ PAPER = {"AnoGAN": (7120, 7120, 7110), "EGBAD": (8.92, 8.71, 8.88), "GANomaly": 
 """The paper's milliseconds on MNIST, CIFAR-10 and UBA, on a GPU of 2018."""
 
 
-def build(name: str, size: int, channels: int) -> Any:
-    """Return a model as it is initialised."""
-    kind = getattr(ganomaly_plugin, name)
-    return kind(image_size=size, input_channels=channels, n_features=64, latent_vec_size=100, visualizer=False).eval()
-
-
-def milliseconds(run: Callable[[np.ndarray], Any], images: np.ndarray) -> float:
-    """Return the time of one call for each image."""
-    start = time.perf_counter()
-    run(images)
-    return (time.perf_counter() - start) * 1e3 / len(images)
-
-
 def measure(size: int, channels: int, batch: int, rounds: int) -> dict[str, dict[str, float]]:
     """Return the median milliseconds an image of each model, in PyTorch and in OpenVINO where it can be exported."""
     images = np.random.default_rng(0).random((batch, 3, size, size), dtype=np.float32)
     variants: dict[tuple[str, str], Callable[[np.ndarray], Any]] = {}
     for name in MODELS:
-        model = build(name, size, channels)
+        settings = {"image_size": size, "input_channels": channels, "n_features": 64, "latent_vec_size": 100}
+        model = getattr(ganomaly_plugin, name)(**settings, visualizer=False).eval()
 
         @torch.no_grad()
         def run(images: np.ndarray, model: Any = model) -> Any:
@@ -65,9 +54,10 @@ def measure(size: int, channels: int, batch: int, rounds: int) -> dict[str, dict
         for (name, engine), variant in variants.items():
             if name == "AnoGAN" and turn != 1:
                 continue
-            value = milliseconds(variant, images)
+            start = time.perf_counter()
+            variant(images)
             if turn > 0:  # The first one warms up.
-                times[name, engine].append(value)
+                times[name, engine].append((time.perf_counter() - start) * 1e3 / batch)
     found: dict[str, dict[str, float]] = {name: {} for name in MODELS}
     for (name, engine), values in times.items():
         found[name][engine] = float(np.median(values))
@@ -93,14 +83,9 @@ def main() -> None:
     }
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")
 
-    print("| | " + " | ".join(f"{label}: PyTorch | OpenVINO | paper" for label in INPUTS) + " |")
-    print("|---|" + "---|---|---|" * len(INPUTS))
-    for name in MODELS:
-        cells = []
-        for column, times in enumerate(result["milliseconds"].values()):
-            cells += [f"{times[name]['PyTorch']:.3g}", f"{times[name].get('OpenVINO', float('nan')):.3g}"]
-            cells.append(f"{PAPER[name][column]:.3g}" if name in PAPER else "")
-        print(f"| {name} | " + " | ".join(cells).replace("nan", "none") + " |")
+    for column, (label, times) in enumerate(result["milliseconds"].items()):
+        frame = DataFrame(times).T.assign(paper=Series({name: row[column] for name, row in PAPER.items()}))
+        print(f"\n{label}\n{frame.to_string(float_format='%.3g')}")
 
 
 if __name__ == "__main__":

@@ -3,37 +3,15 @@
 
 import logging
 import tempfile
-import time
 import warnings
-from typing import Any
 
-from lightning.pytorch import Callback
+from lightning.pytorch.profilers import SimpleProfiler
 
 from ganomaly_plugin.compare.grid import Run
 from ganomaly_plugin.compare.run import build_datamodule, build_engine, build_model
 
 BATCHES = 3
 """Batches that are timed; the first one does not count."""
-
-
-class _Watch(Callback):
-    """Takes the time from the start to the end of each batch."""
-
-    def __init__(self) -> None:
-        self.training: list[float] = []
-        self.test: list[float] = []
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        self._start = time.perf_counter()
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        self.training.append(time.perf_counter() - self._start)
-
-    def on_test_batch_start(self, *_: Any) -> None:
-        self._start = time.perf_counter()
-
-    def on_test_batch_end(self, *_: Any) -> None:
-        self.test.append(time.perf_counter() - self._start)
 
 
 def estimate_seconds(run: Run) -> float:
@@ -45,15 +23,19 @@ def estimate_seconds(run: Run) -> float:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("anomalib").setLevel(logging.ERROR)
     model, datamodule = build_model(run), build_datamodule(run)
-    watch = _Watch()
+    profiler = SimpleProfiler()
     limits = {"limit_train_batches": BATCHES, "limit_val_batches": 1, "limit_test_batches": BATCHES}
     with tempfile.TemporaryDirectory() as folder:
-        engine = build_engine(folder, watch, run.trainer | limits | {"max_epochs": 1})
+        engine = build_engine(folder, [], run.trainer | limits | {"max_epochs": 1, "profiler": profiler})
         engine.fit(model, datamodule=datamodule)
         engine.test(model, datamodule=datamodule, verbose=False)
     own_epochs = (model.trainer_arguments or {}).get("max_epochs")
     epochs = own_epochs or run.trainer.get("max_epochs", 1)
     steps, tests = len(datamodule.train_dataloader()), len(datamodule.test_dataloader())
     tests *= epochs if run.every_epoch else 1
-    training, test = (sum(times[1:]) / max(1, len(times) - 1) for times in (watch.training, watch.test))
+    durations = {name.rpartition(".")[2]: times for name, times in profiler.recorded_durations.items()}
+    training, test = (
+        sum(times[1:]) / max(1, len(times) - 1)
+        for times in (durations.get("run_training_batch", []), durations["test_step"])
+    )
     return float(epochs * steps * training + tests * test)

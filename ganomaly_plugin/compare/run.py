@@ -72,23 +72,16 @@ def _build(run: Run, key: str, base: type, config: dict[str, Any], defaults: dic
         raise ValueError(msg) from error
 
 
-def build_engine(root: str, callback: Callback, trainer: dict[str, Any]) -> Engine:
-    """Build an engine for one quiet training.
+def build_engine(root: str, callbacks: list[Callback], trainer: dict[str, Any]) -> Engine:
+    """Build an engine for one training without output.
 
     Args:
         root: Where it keeps its checkpoints.
-        callback: Who watches.
+        callbacks: Callbacks besides the model's own.
         trainer: Further arguments of the trainer.
     """
-    return Engine(
-        default_root_dir=root,
-        callbacks=[callback],
-        devices=1,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **trainer,
-    )
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return Engine(default_root_dir=root, callbacks=callbacks, devices=1, **quiet, **trainer)
 
 
 def check_data(run: Run, datamodule: AnomalibDataModule) -> None:
@@ -119,7 +112,7 @@ def train_and_test(run: Run, folder: Path) -> None:
     model, datamodule = build_model(run), build_datamodule(run)
     recorder = Recorder(run.every_epoch)
     with tempfile.TemporaryDirectory() as checkpoints:
-        engine = build_engine(checkpoints, recorder, run.trainer)
+        engine = build_engine(checkpoints, [recorder], run.trainer)
         start = time.perf_counter()
         engine.fit(model, datamodule=datamodule)
         fit_seconds = time.perf_counter() - start
