@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs that score the test images after every epoch."""
+"""Runs that score the test images after every epoch, and the images of the published figures."""
 
 import json
 from dataclasses import replace
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from ganomaly_plugin.compare.grid import read_grid
 from ganomaly_plugin.compare.run import train_and_test
@@ -50,3 +51,17 @@ def test_epoch_figures() -> None:
     assert epoch_figures([0.4])[BEST_EPOCH] == 0.4
     assert np.isnan(epoch_figures([0.4])[CHANGE])
     assert epoch_figures([]) == {}
+
+
+@pytest.mark.data
+def test_published_figures_are_of_these_images(real_data: Path, tmp_path: Path) -> None:
+    """The small budget of MNIST, whose hashes are those of the images that the published figures come from."""
+    config = yaml.safe_load((Path(__file__).parents[2] / "configs" / "compare" / "mnist_small.yaml").read_text())
+    runs = [run for run in read_grid(config["compare"]).runs if (run.model, run.category) == ("GANomaly", "8")]
+    run = replace(runs[0], trainer={"accelerator": "cpu", "max_epochs": 1, "limit_train_batches": 2})
+    run.data_config["init_args"]["root"] = str(real_data / "mnist")
+    train_and_test(run, tmp_path)
+    record = json.loads((tmp_path / "result.json").read_text())
+    assert record["images"] == {"train": 6400, "test": 4000}
+    assert record["data"] == {"train": "19be20486ae9fced", "test": "e74c7723e465ee89"}
+    assert len(record["epochs"]) == 1
