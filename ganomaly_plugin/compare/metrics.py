@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of raw anomaly scores under many weightings of the images at once, and their bootstrap intervals.
+"""Metrics of raw anomaly scores, the same under many weightings of the images at once, and bootstrap intervals.
 
 A weighting ``(B, N)`` says how often each of ``N`` test images counts in each of ``B`` resamples; a row of ones gives
 the plain metric, which equals scikit-learn's. ``scipy.stats.bootstrap`` does not serve: all models must share the
@@ -12,8 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from anomalib.data import ImageBatch
+from anomalib.metrics import AUPRO
 from scipy.ndimage import label
-from sklearn.metrics import auc
+from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score
 
 Array = npt.NDArray[np.float64]
 
@@ -36,7 +39,32 @@ class Interval(NamedTuple):
         return f"{self.mean:.3f}" + ("" if isnan(self.std) else f" ± {self.std:.3f}")
 
 
-def image_metrics(scores: Array, labels: Array, weights: Array) -> dict[str, Array]:
+def image_metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Return scikit-learn's metrics of raw scores ``(N,)`` and labels ``(N,)``, 1 for anomalous."""
+    precision, recall, _ = precision_recall_curve(labels, scores)
+    return {
+        "image_AUROC": float(roc_auc_score(labels, scores)),
+        "image_AP": float(average_precision_score(labels, scores)),
+        "image_F1Max": float((2 * precision * recall / (precision + recall).clip(min=1e-12)).max()),
+    }
+
+
+def pixel_metrics(maps: torch.Tensor, masks: torch.Tensor) -> dict[str, float]:
+    """Return scikit-learn's area under the ROC curve and anomalib's under the per-region overlap.
+
+    Args:
+        maps: Raw anomaly maps ``(N, H, W)``.
+        masks: Anomalous pixels, same shape.
+    """
+    overlap = AUPRO(fields=["anomaly_map", "gt_mask"])
+    overlap.update(ImageBatch(image=torch.zeros(len(maps), 3, *maps.shape[1:]), anomaly_map=maps, gt_mask=masks))
+    return {
+        "pixel_AUROC": float(roc_auc_score(masks.flatten(), maps.flatten())),
+        "pixel_AUPRO": float(overlap.compute()),
+    }
+
+
+def weighted_image_metrics(scores: Array, labels: Array, weights: Array) -> dict[str, Array]:
     """Area under the ROC curve, average precision and the best F1 of raw scores.
 
     Args:
@@ -105,7 +133,7 @@ def count_pixels(maps: Array, masks: npt.NDArray[np.bool_], n_thresholds: int = 
     return PixelCounts(true, false, overlap, numbers)
 
 
-def pixel_metrics(counts: PixelCounts, weights: Array) -> dict[str, Array]:
+def weighted_pixel_metrics(counts: PixelCounts, weights: Array) -> dict[str, Array]:
     """Area under the pixels' ROC curve, and under the per-region overlap up to a false-positive rate of 0.3.
 
     Args:

@@ -16,6 +16,7 @@ import numpy as np
 import yaml
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
+from matplotlib import colormaps
 from pandas import DataFrame
 from PIL import Image
 
@@ -247,7 +248,8 @@ def _gallery(results: dict[str, Result], scored: dict[str, tuple[Array, Array]],
         fractions = np.searchsorted(normal, model_scores[chosen[rows]]) / max(len(normal), 1)
         texts = [f"{fraction:.0%}" for fraction in fractions]
         if "maps" in pictures:
-            lines.append(_pictures(model, _heat(pictures["maps"]), rows, texts))
+            heat = colormaps["inferno"](pictures["maps"][..., 0], bytes=True)[..., :3]
+            lines.append(_pictures(model, heat, rows, texts))
         else:
             lines.append({"name": model, "cells": [{"text": text} for text in texts]})
         if "reconstructions" in pictures:
@@ -263,14 +265,6 @@ def _pictures(name: str, images: np.ndarray, rows: list[int], texts: list[str] |
     texts = texts or [""] * len(rows)
     cells = [{"source": _data_url(images[row]), "text": text} for row, text in zip(rows, texts, strict=True)]
     return {"name": name, "cells": cells}
-
-
-def _heat(maps: np.ndarray) -> np.ndarray:
-    """Colour grey maps ``(N, H, W, 1)``."""
-    from matplotlib import colormaps
-
-    coloured: np.ndarray = (colormaps["inferno"](maps[..., 0] / 255)[..., :3] * 255).astype(np.uint8)
-    return coloured
 
 
 def _data_url(image: np.ndarray) -> str:

@@ -20,18 +20,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from anomalib.data import AnomalibDataModule, AnomalibDataset, ImageBatch
+from anomalib.data import AnomalibDataModule, AnomalibDataset
 from anomalib.deploy import CompressionType
 from anomalib.engine import Engine
-from anomalib.metrics import AUPRO
 from anomalib.models import AnomalibModule
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 
 from ganomaly_plugin.compare.grid import FAILURE, Run
-from ganomaly_plugin.compare.metrics import count_pixels
+from ganomaly_plugin.compare.metrics import count_pixels, image_metrics, pixel_metrics
 
 GALLERY_IMAGES = 200
 """Test images that are kept for the gallery: a draw by seed where there are more."""
@@ -225,26 +224,6 @@ def auroc_of_test_images(trainer: Any, model: Any) -> float:
     for module, training in modes:
         module.training = training
     return float(roc_auc_score(torch.cat(labels), torch.cat(scores).double()))
-
-
-def image_metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Return scikit-learn's figures of raw scores."""
-    precision, recall, _ = precision_recall_curve(labels, scores)
-    return {
-        "image_AUROC": float(roc_auc_score(labels, scores)),
-        "image_AP": float(average_precision_score(labels, scores)),
-        "image_F1Max": float((2 * precision * recall / (precision + recall).clip(min=1e-12)).max()),
-    }
-
-
-def pixel_metrics(maps: torch.Tensor, masks: torch.Tensor) -> dict[str, float]:
-    """Return scikit-learn's area under the ROC curve and anomalib's under the per-region overlap, of raw maps."""
-    overlap = AUPRO(fields=["anomaly_map", "gt_mask"])
-    overlap.update(ImageBatch(image=torch.zeros(len(maps), 3, *maps.shape[1:]), anomaly_map=maps, gt_mask=masks))
-    return {
-        "pixel_AUROC": float(roc_auc_score(masks.flatten(), maps.flatten())),
-        "pixel_AUPRO": float(overlap.compute()),
-    }
 
 
 def _wants_pixels(run: Run, recorder: Recorder) -> bool:

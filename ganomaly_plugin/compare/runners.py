@@ -40,7 +40,7 @@ def run_locally(runs: Sequence[Run], folder: Path, jobs: int, gpus: Sequence[str
     def execute(run: Run) -> str:
         place = places.get()
         target = folder / run.path
-        unfinished = _fresh_folder(target.with_name(f"{target.name}.unfinished"), run)
+        unfinished = _fresh_folder(target, run)
         process = _start(unfinished, threads, place)
         running.add(process)
         status = process.wait()
@@ -90,7 +90,7 @@ def run_on_ray(
         (reference,), _ = ray.wait(list(pending))
         run = pending.pop(reference)
         target = folder / run.path
-        unfinished = _fresh_folder(target.with_name(f"{target.name}.unfinished"), run)
+        unfinished = _fresh_folder(target, run)
         try:
             status, files = ray.get(reference)
         except ray.exceptions.RayError as error:
@@ -128,8 +128,9 @@ def _start(folder: Path, threads: int, environment: dict[str, str]) -> subproces
         )
 
 
-def _fresh_folder(folder: Path, run: Run) -> Path:
-    """Make an empty folder that says what is to run in it."""
+def _fresh_folder(target: Path, run: Run) -> Path:
+    """Make an empty folder beside the run's own that says what to execute; :func:`_finish` gives it its name."""
+    folder = target.with_name(f"{target.name}.unfinished")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(run.to_json())

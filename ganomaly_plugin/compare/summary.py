@@ -15,11 +15,11 @@ from ganomaly_plugin.compare.metrics import (
     Array,
     Interval,
     PixelCounts,
-    image_metrics,
     interval,
     over_seeds,
-    pixel_metrics,
     resample,
+    weighted_image_metrics,
+    weighted_pixel_metrics,
 )
 
 RESAMPLES = 1000
@@ -123,10 +123,10 @@ class Summary:
             # Seeded by the run's data alone, so that all models get the same images.
             generator = np.random.default_rng([run.seed, *f"{run.dataset}/{run.category}".encode()])
             weights = resample(arrays["labels"], RESAMPLES, generator)
-            resampled = image_metrics(arrays["scores"], arrays["labels"], weights)
+            resampled = weighted_image_metrics(arrays["scores"], arrays["labels"], weights)
             if "true" in arrays:
                 counts = PixelCounts(*(arrays[name] for name in PixelCounts._fields))
-                resampled |= pixel_metrics(counts, weights)
+                resampled |= weighted_pixel_metrics(counts, weights)
             plain = result.record["metrics"] | epoch_figures(result.record["epochs"])
             for metric, value in plain.items():
                 values = resampled.get(metric, np.full(RESAMPLES, np.nan))

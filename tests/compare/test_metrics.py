@@ -10,11 +10,11 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from ganomaly_plugin.compare.metrics import (
     count_pixels,
-    image_metrics,
     interval,
     over_seeds,
-    pixel_metrics,
     resample,
+    weighted_image_metrics,
+    weighted_pixel_metrics,
 )
 
 
@@ -31,7 +31,7 @@ class TestImageMetrics:
 
     def test_plain(self, scored: tuple[np.ndarray, np.ndarray]) -> None:
         scores, labels = scored
-        found = image_metrics(scores, labels, np.ones((1, 200)))
+        found = weighted_image_metrics(scores, labels, np.ones((1, 200)))
         assert found["image_AUROC"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
         assert found["image_AP"] == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
         best = max(f1_score(labels, scores >= threshold) for threshold in np.unique(scores))
@@ -40,7 +40,7 @@ class TestImageMetrics:
     def test_weights_are_repetitions(self, scored: tuple[np.ndarray, np.ndarray]) -> None:
         scores, labels = scored
         weights = resample(labels, 150, np.random.default_rng(1))
-        found = image_metrics(scores, labels, weights)
+        found = weighted_image_metrics(scores, labels, weights)
         for row in (0, 77, 149):
             repeated = np.repeat(np.arange(200), weights[row].astype(int))
             expected = roc_auc_score(labels[repeated], scores[repeated])
@@ -61,7 +61,7 @@ class TestPixelMetrics:
         return generator.normal(masks * 1.5, 1), masks
 
     def test_area_under_the_roc_curve(self, maps: tuple[np.ndarray, np.ndarray]) -> None:
-        found = pixel_metrics(count_pixels(*maps), np.ones((1, 6)))
+        found = weighted_pixel_metrics(count_pixels(*maps), np.ones((1, 6)))
         assert found["pixel_AUROC"] == pytest.approx(roc_auc_score(maps[1].ravel(), maps[0].ravel()), abs=1e-3)
 
     def test_per_region_overlap(self, maps: tuple[np.ndarray, np.ndarray]) -> None:
@@ -70,20 +70,20 @@ class TestPixelMetrics:
         # anomalib's metric takes values in [0, 1]; the order is all that counts.
         values = (values - values.min()) / (values.max() - values.min())
         metric.update(ImageBatch(image=torch.rand(6, 3, 48, 48), anomaly_map=values, gt_mask=masks))
-        found = pixel_metrics(count_pixels(*maps), np.ones((1, 6)))
+        found = weighted_pixel_metrics(count_pixels(*maps), np.ones((1, 6)))
         assert found["pixel_AUPRO"] == pytest.approx(float(metric.compute()), abs=5e-3)
 
     def test_weights_are_repetitions(self, maps: tuple[np.ndarray, np.ndarray]) -> None:
         weights = np.array([[1.0, 0, 2, 1, 1, 1]])
         repeated = [0, 2, 2, 3, 4, 5]
-        found = pixel_metrics(count_pixels(*maps), weights)
+        found = weighted_pixel_metrics(count_pixels(*maps), weights)
         expected = roc_auc_score(maps[1][repeated].ravel(), maps[0][repeated].ravel())
         assert found["pixel_AUROC"] == pytest.approx(expected, abs=1e-3)
 
     def test_perfect_maps(self) -> None:
         masks = np.zeros((2, 8, 8), dtype=bool)
         masks[0, :3, :3] = True
-        found = pixel_metrics(count_pixels(masks.astype(float), masks), np.ones((1, 2)))
+        found = weighted_pixel_metrics(count_pixels(masks.astype(float), masks), np.ones((1, 2)))
         assert found["pixel_AUROC"] == pytest.approx(1)
         assert found["pixel_AUPRO"] == pytest.approx(1)
 
@@ -102,7 +102,7 @@ class TestBootstrap:
         generator = np.random.default_rng(0)
         labels = np.r_[np.zeros(300), np.ones(200)]
         weights = resample(labels, 1000, generator)
-        found = image_metrics(generator.random(500), labels, weights)["image_AUROC"]
+        found = weighted_image_metrics(generator.random(500), labels, weights)["image_AUROC"]
         error = np.sqrt((300 + 200 + 1) / (12 * 300 * 200))
         assert found.std() == pytest.approx(error, rel=0.1)
 
@@ -116,6 +116,8 @@ class TestBootstrap:
     def test_equal_models_differ_by_nothing(self, scored: tuple[np.ndarray, np.ndarray]) -> None:
         scores, labels = scored
         weights = resample(labels, 200, np.random.default_rng(0))
-        one, other = (image_metrics(values, labels, weights)["image_AUROC"] for values in (scores, 3 * scores - 7))
+        one, other = (
+            weighted_image_metrics(values, labels, weights)["image_AUROC"] for values in (scores, 3 * scores - 7)
+        )
         found = interval(np.zeros(1), over_seeds((one - other)[np.newaxis], np.random.default_rng(0)))
         assert (found.low, found.high) == (0, 0)
