@@ -116,9 +116,9 @@ def _markdown(summary: Summary, timings: list[TimedExport]) -> str:
         heads = [head for metric in metrics for head in (metric, f"difference to {reference}")]
         parts += [f"## {dataset}\n", _table(["model", *heads], lines)]
         if len(categories) > 1 and metrics:
-            lines = [[name, *(_value(summary, dataset, name, model, metrics[0]) for model in models)]
-                     for name in categories]  # fmt: skip
-            parts += [f"### {metrics[0]} by category\n", _table(["category", *models], lines)]
+            lines = [[model, *(_value(summary, dataset, name, model, metrics[0]) for name in categories)]
+                     for model in models]  # fmt: skip
+            parts += [f"### {metrics[0]} by category\n", _table(["model", *categories], lines)]
         if of_epochs:
             lines = [[model, *(_value(summary, dataset, MEAN, model, name) for name in ["image_AUROC", *of_epochs])]
                      for model in models]  # fmt: skip

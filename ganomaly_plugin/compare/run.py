@@ -33,7 +33,7 @@ from ganomaly_plugin.compare.grid import FAILURE, Run
 from ganomaly_plugin.compare.metrics import count_pixels, image_metrics, pixel_metrics
 
 GALLERY_IMAGES = 200
-"""Test images that are kept for the gallery: a draw by seed where there are more."""
+"""Test images that are kept for the gallery, at most; chosen by the seed."""
 GALLERY_SIZE = 96
 """Longer side in pixels of the pictures in the gallery."""
 PACKAGES = ("anomalib", "ganomaly-plugin", "lightning", "torch")
@@ -133,7 +133,7 @@ def train_and_test(run: Run, folder: Path) -> None:
     np.savez_compressed(folder / "gallery.npz", **gallery(recorder, run.seed))
     record = {
         "metrics": {name: metrics[name] for name in run.metrics or metrics},
-        # The last epoch's is the test's own, after whatever the model does when training ends.
+        # The last epoch's is the test's own, after what the model does when training ends.
         "epochs": [*recorder.epochs, metrics["image_AUROC"]] if run.every_epoch else [],
         "data": {part: content_hash(getattr(datamodule, f"{part}_data")) for part in ("train", "test")},
         "images": {part: len(getattr(datamodule, f"{part}_data")) for part in ("train", "test")},
