@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import yaml
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 
 from ganomaly_plugin.compare import timing
@@ -187,11 +187,4 @@ def _time(results: list[Result], folder: Path) -> list[timing.TimedExport]:
 
 
 def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
+    return Progress(*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())

@@ -96,7 +96,7 @@ def read_grid(config: dict[str, Any]) -> Grid:
         config: Content of the YAML file's section ``compare``.
 
     Raises:
-        ValueError: If a key is unknown or missing, two models have one name, or the reference is none of them.
+        ValueError: If a key is unknown or missing, a value is not allowed, or two models have one name.
     """
     _check_keys(config)
     seeds = config.get("seed", 0)

@@ -36,13 +36,9 @@ class Compare:
                 print_plan(args.config, args.jobs)
                 return
             summary = compare(
-                args.config,
-                args.output,
-                resume=args.resume,
-                jobs=args.jobs,
-                runner=args.runner,
+                args.config, args.output, resume=args.resume, jobs=args.jobs, runner=args.runner,
                 ray_address=args.ray_address,
-            )
+            )  # fmt: skip
         except (OSError, ValueError, ModuleNotFoundError) as error:
             console.print(f"[red]anomalib compare:[/red] {error}", highlight=False)
             raise SystemExit(2) from error

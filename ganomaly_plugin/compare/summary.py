@@ -5,6 +5,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -132,13 +133,9 @@ class Summary:
                 values = resampled.get(metric, np.full(RESAMPLES, np.nan))
                 gathered[run.dataset, run.category, run.model, metric].append((run.seed, value, values))
         samples = {}
-        for key, runs in gathered.items():
-            runs.sort(key=lambda run: run[0])
-            samples[key] = Samples(
-                [seed for seed, _, _ in runs],
-                np.array([plain for _, plain, _ in runs]),
-                np.stack([values for _, _, values in runs]),
-            )
+        for key, found in gathered.items():
+            seeds, plains, values_of_seeds = zip(*sorted(found, key=itemgetter(0)), strict=True)
+            samples[key] = Samples(list(seeds), np.array(plains), np.stack(values_of_seeds))
         return samples | self._means(samples)
 
     def _means(self, samples: dict[tuple[str, str, str, str], Samples]) -> dict[tuple[str, str, str, str], Samples]:
