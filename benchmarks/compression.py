@@ -24,8 +24,8 @@ from lightning import seed_everything
 from pandas import DataFrame
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.engine import build_engine
 from ganomaly_plugin import MNIST, Digits, GANomaly
+from ganomaly_plugin.compare.run import build_engine
 from ganomaly_plugin.edge import Detector
 
 ROOT = Path(__file__).parent
@@ -36,7 +36,7 @@ def train(datamodule: Any, config: str, folder: Path) -> GANomaly:
     """Train as the configuration says."""
     settings = yaml.safe_load((ROOT.parent / "configs" / config).read_text())
     model = GANomaly(**settings["model"]["init_args"] | {"input_channels": 1}, visualizer=False)
-    engine = build_engine(folder, settings["trainer"]["max_epochs"], enable_progress_bar=True)
+    engine = build_engine(folder, [], settings["trainer"] | {"accelerator": "cpu", "enable_progress_bar": True})
     engine.fit(model, datamodule=datamodule)
     return model
 

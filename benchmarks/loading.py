@@ -21,8 +21,8 @@ import yaml
 from lightning.pytorch.profilers import SimpleProfiler
 from pandas import DataFrame
 
-from benchmarks.engine import build_engine
 from ganomaly_plugin import MNIST, GANomaly
+from ganomaly_plugin.compare.run import build_engine
 
 ROOT = Path(__file__).parent
 IMAGES = 6_400
@@ -35,7 +35,7 @@ def measure(config: str, root: Path) -> dict[str, Any]:
     datamodule = MNIST(root, abnormal_class=2, max_train_images=IMAGES, val_split_mode="none")
     profiler = SimpleProfiler()
     with tempfile.TemporaryDirectory() as folder:
-        engine = build_engine(folder, 2, profiler=profiler)
+        engine = build_engine(folder, [], {"max_epochs": 2, "accelerator": "cpu", "profiler": profiler})
         engine.fit(model, datamodule=datamodule)
     _, epoch_seconds = profiler.recorded_durations["run_training_epoch"]
     start = time.perf_counter()

@@ -30,9 +30,9 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.profilers import SimpleProfiler
 from pandas import DataFrame
 
-from benchmarks.engine import build_engine
 from benchmarks.official_ganomaly import OfficialGANomaly
 from ganomaly_plugin import Digits, GANomaly
+from ganomaly_plugin.compare.run import build_engine
 
 BATCH_SIZE = 64
 CHANNELS = 3
@@ -138,7 +138,7 @@ def time_epoch(model: Any) -> float:
     """Return the seconds of the second epoch over the digits, data loading, logging and validation included."""
     profiler = SimpleProfiler()
     with tempfile.TemporaryDirectory() as root:
-        engine = build_engine(root, 2, profiler=profiler, logger=True)
+        engine = build_engine(root, [], {"max_epochs": 2, "accelerator": "cpu", "profiler": profiler, "logger": True})
         engine.fit(model, datamodule=Digits(root=Path(root) / "digits", train_batch_size=BATCH_SIZE))
     return profiler.recorded_durations["run_training_epoch"][1]
 

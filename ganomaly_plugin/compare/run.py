@@ -71,16 +71,16 @@ def _build(run: Run, key: str, base: type, config: dict[str, Any], defaults: dic
         raise ValueError(msg) from error
 
 
-def build_engine(root: str, callbacks: list[Callback], trainer: dict[str, Any]) -> Engine:
+def build_engine(root: str | Path, callbacks: list[Callback], trainer: dict[str, Any]) -> Engine:
     """Build an engine for one training without output.
 
     Args:
         root: Where it keeps its checkpoints.
         callbacks: Callbacks besides the model's own.
-        trainer: Further arguments of the trainer.
+        trainer: Further arguments of the trainer, which replace those set here.
     """
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return Engine(default_root_dir=root, callbacks=callbacks, devices=1, **quiet, **trainer)
+    quiet = {"devices": 1, "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return Engine(default_root_dir=root, callbacks=callbacks, **quiet | trainer)
 
 
 def check_data(run: Run, datamodule: AnomalibDataModule) -> None:

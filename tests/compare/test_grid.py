@@ -13,7 +13,7 @@ from ganomaly_plugin.compare.grid import Run, read_grid
 from ganomaly_plugin.compare.run import build_datamodule, build_model
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-GANOMALY_ALONE = {"ablation", "cifar10_small", "digits_ten", "industrial_long", "mnist_small"}
+GANOMALY_ALONE = {"ablation", "cifar10_small", "digits_ten", "industrial_long", "mnist_small", "run_time"}
 """Grids of GANomaly's figures; the others are side-by-side comparisons."""
 SIDE_BY_SIDE = [path for path in sorted((CONFIGS / "compare").glob("*.yaml")) if path.stem not in GANOMALY_ALONE]
 

@@ -62,9 +62,7 @@ class AnoGAN(DetectorModule):
         if self.trainer.progress_bar_callback is not None:
             self.model.track = lambda steps: tqdm(steps, desc="search", leave=False)
 
-    def on_predict_start(self) -> None:
-        """Show the progress of each search, if the trainer shows progress."""
-        self.on_test_start()
+    on_predict_start = on_test_start
 
     def to_onnx(self, export_root: Path | str, *args: Any, **kwargs: Any) -> NoReturn:
         """Refuse to export.

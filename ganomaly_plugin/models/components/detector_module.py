@@ -212,15 +212,12 @@ class DetectorModule(AnomalibModule):
             )
         return batch
 
-    def test_step(self, batch: ImageBatch, batch_idx: int) -> ImageBatch:
-        """Score one test batch."""
-        del batch_idx
-        return self._score(batch)
-
-    def predict_step(self, batch: ImageBatch, batch_idx: int, dataloader_idx: int = 0) -> ImageBatch:
+    def test_step(self, batch: ImageBatch, batch_idx: int, dataloader_idx: int = 0) -> ImageBatch:
         """Score one batch."""
         del batch_idx, dataloader_idx
         return self._score(batch)
+
+    predict_step = test_step  # type: ignore[assignment]  # anomalib's is typed for batches of any kind.
 
     def _score(self, batch: ImageBatch) -> ImageBatch:
         """Add scores and maps to a batch, and two attributes that no post-processing touches.

@@ -113,19 +113,13 @@ class OneClassPostProcessor(PostProcessor):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Warn where no validation has set a threshold."""
         del trainer, pl_module
-        self._warn_without_threshold()
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Warn where no validation has set a threshold."""
-        del trainer, pl_module
-        self._warn_without_threshold()
-
-    def _warn_without_threshold(self) -> None:
         if self.image_threshold.isnan():
             logger.warning(
                 "No threshold was learnt, since no validation ran: scores rank as they should, but labels and masks "
                 "mean nothing. Train with a validation split (e.g. val_split_mode: from_train), or load a checkpoint."
             )
+
+    on_predict_start = on_test_start
 
     @staticmethod
     def _normalize(

@@ -13,8 +13,6 @@ from ganomaly_plugin.models.components.detector_model import DetectorModel, Outp
 from ganomaly_plugin.models.components.gan_loss import discriminator_loss, generator_loss
 from ganomaly_plugin.models.components.space import Space
 
-from .loss import encoder_loss
-
 Score = Literal["feature_matching", "cross_entropy"]
 
 LATENT_FEATURES = 512
@@ -97,7 +95,7 @@ class EGBADModel(DetectorModel):
         return {
             "loss_discriminator": discriminator_loss(real_logits, generated_logits),
             "loss_generator": generator_loss(generated_logits),
-            "loss_encoder": encoder_loss(real_logits),
+            "loss_encoder": generator_loss(-real_logits),  # The encoder wants its pairs called generated.
         }
 
     def score(self, target: torch.Tensor) -> Output:
