@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refusals of arguments that are out of their range, with the value, the rule and what works.
+"""Checks of arguments. Each raises a ``ValueError`` that names the argument, its value and the rule.
 
 The restricted types of ``jsonargparse.typing`` cannot take their place: they check what comes from the command line or
 from YAML, not what Python code passes.
@@ -9,11 +9,7 @@ from collections.abc import Sequence
 
 
 def check_at_least(minimum: float, **values: float) -> None:
-    """Refuse arguments below their minimum.
-
-    Raises:
-        ValueError: Naming the argument, its value and the minimum.
-    """
+    """Refuse arguments below their minimum."""
     for name, value in values.items():
         if not value >= minimum:
             msg = f"{name} is {value}; it must be at least {minimum}."
@@ -21,11 +17,7 @@ def check_at_least(minimum: float, **values: float) -> None:
 
 
 def check_choice(choices: Sequence[str], **values: str) -> None:
-    """Refuse arguments that are none of the choices.
-
-    Raises:
-        ValueError: Naming the argument, its value and the choices.
-    """
+    """Refuse arguments that are none of the choices."""
     for name, value in values.items():
         if value not in choices:
             msg = f"{name} is {value!r}; choose one of {', '.join(choices)}."
@@ -33,23 +25,15 @@ def check_choice(choices: Sequence[str], **values: str) -> None:
 
 
 def check_fraction(**values: float) -> None:
-    """Refuse arguments outside [0, 1].
-
-    Raises:
-        ValueError: Naming the argument, its value and the range.
-    """
+    """Refuse arguments outside [0, 1]."""
     for name, value in values.items():
         if not 0 <= value <= 1:
             msg = f"{name} is {value}; it is a fraction, which lies in [0, 1]."
             raise ValueError(msg)
 
 
-def check_adam(lr: float, beta1: float = 0.9, beta2: float = 0.999) -> None:
-    """Refuse what Adam cannot train with.
-
-    Raises:
-        ValueError: Naming the argument, its value and the rule.
-    """
+def check_adam(lr: float, beta1: float, beta2: float) -> None:
+    """Refuse what Adam cannot train with."""
     if not lr > 0:
         msg = f"lr is {lr}; the learning rate must be positive (GANomaly's is 0.0002)."
         raise ValueError(msg)
