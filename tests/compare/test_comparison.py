@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import yaml
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -139,6 +138,8 @@ def test_results_are_not_overwritten(compared: Compared) -> None:
 
 def test_killed_at_any_moment_and_resumed(compared: Compared, tmp_path: Path) -> None:
     """Killed after the first of two trainings, the stock command goes on and ends with the same figures."""
+    import psutil
+
     config = tmp_path / "compare.yaml"
     config.write_text(yaml.safe_dump({"compare": configuration(compared.digits, ganomaly()) | {"openvino": []}}))
     output = tmp_path / "results"

@@ -4,15 +4,17 @@
 import re
 import shutil
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from playwright.sync_api import Page, sync_playwright
 
 from ganomaly_plugin.compare.grid import read_grid
 
 from .conftest import Compared
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 pytestmark = pytest.mark.slow
 
@@ -21,10 +23,12 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 
 
 @pytest.fixture(scope="module")
-def page(compared: Compared) -> Iterator[Page]:
+def page(compared: Compared) -> "Iterator[Page]":
     """The report, opened from disk; whatever it complains of is in ``page.complaints``."""
     if CHROMIUM is None:
         pytest.skip("There is no Chromium here to open the report with.")
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page: Any = browser.new_context(offline=True).new_page()
@@ -44,7 +48,7 @@ def test_opens_without_complaint_or_request(page: Any) -> None:
     assert page.evaluate("performance.getEntriesByType('resource').length") == 0
 
 
-def test_links_lead_somewhere(page: Page, compared: Compared) -> None:
+def test_links_lead_somewhere(page: "Page", compared: Compared) -> None:
     """To a place on the page, or to a file beside it."""
     targets = [link.get_attribute("href") or "" for link in page.locator("a").all()]
     assert len(targets) >= 8
@@ -55,7 +59,7 @@ def test_links_lead_somewhere(page: Page, compared: Compared) -> None:
             assert (compared.folder / target).exists(), target
 
 
-def test_tables_sort(page: Page) -> None:
+def test_tables_sort(page: "Page") -> None:
     """A click on a column's head sorts by number, falling first, then rising."""
     table = page.locator("table.sortable", has_text="training, s").first
     head = table.locator("th", has_text="parameters")
@@ -70,7 +74,7 @@ def test_tables_sort(page: Page) -> None:
     assert column() == sorted(column())
 
 
-def test_pictures_show(page: Page) -> None:
+def test_pictures_show(page: "Page") -> None:
     """The gallery's images decode, and the same of them stand in every row."""
     pictures = page.locator(".gallery img")
     assert pictures.count() > 20
@@ -80,18 +84,18 @@ def test_pictures_show(page: Page) -> None:
     assert page.locator("figure svg").count() >= 3
 
 
-def test_fits_a_phone(page: Page) -> None:
+def test_fits_a_phone(page: "Page") -> None:
     """Wide tables scroll within themselves, never the page."""
     page.set_viewport_size({"width": 390, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
-def test_prints(page: Page) -> None:
+def test_prints(page: "Page") -> None:
     """On paper, in some pages of PDF."""
     assert page.pdf().startswith(b"%PDF")
 
 
-def test_configuration_reruns(page: Page, compared: Compared) -> None:
+def test_configuration_reruns(page: "Page", compared: Compared) -> None:
     """What the page says to save is the comparison itself."""
     shown = yaml.safe_load(page.locator("pre").inner_text())
     assert read_grid(shown["compare"]).runs == compared.summary.grid.runs

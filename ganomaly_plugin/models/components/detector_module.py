@@ -295,6 +295,12 @@ class DetectorModule(AnomalibModule):
         """Export to PyTorch as anomalib does, without what only the training needs."""
         exported = copy(self)
         exported._modules = self._modules | {"model": self.model.for_inference()}
+        for name in ("pre_processor", "post_processor", "evaluator", "visualizer"):
+            if (component := copy(getattr(self, name))) is not None:
+                # A trainer gives its callbacks methods of the model, and with them all networks in training.
+                for method in ("log", "log_dict"):
+                    vars(component).pop(method, None)
+                setattr(exported, name, component)
         return AnomalibModule.to_torch(exported, export_root, model_file_name)
 
     def to_openvino(self, export_root: Path | str, model_file_name: str = "model", **kwargs: Any) -> Path:
