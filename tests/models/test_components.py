@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pieces that models share, against values worked out independently."""
 
+import math
+
 import pytest
 import torch
 from anomalib.data import ImageBatch, InferenceBatch
 from anomalib.metrics import AUROC as StockAUROC
 from anomalib.post_processing import PostProcessor as StockPostProcessor
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from ganomaly_plugin.models.components.dcgan import Decoder, Encoder, MapToVector, Pyramid, VectorToMap
 from ganomaly_plugin.models.components.metrics import AUROC, AveragePrecision
-from ganomaly_plugin.models.components.post_processor import OneClassPostProcessor
+from ganomaly_plugin.models.components.post_processor import OneClassPostProcessor, OneClassThreshold
 from ganomaly_plugin.models.components.pre_processor import resize_antialiased
 
 
@@ -121,18 +123,62 @@ class TestOneClassPostProcessor:
     """Thresholds, user-facing scores, labels and masks."""
 
     def test_threshold_is_f1_optimal_with_anomalies(self) -> None:
-        """Normal 1, 2, 5 and anomalous 4, 6: calling everything from 4 up anomalous has the best F1 (0.8)."""
+        """Normal 1, 2, 5, anomalous 4, 6: calling 4 and more anomalous has the best F1 (0.8), so it is halfway to 2."""
         post_processor = fitted([1, 2, 5, 4, 6], [0, 0, 0, 1, 1], masks=True)
-        assert post_processor.image_threshold.item() == 4
-        assert post_processor.pixel_threshold.item() == 4
+        assert post_processor.image_threshold.item() == 3
+        assert post_processor.pixel_threshold.item() == 3
 
-    def test_threshold_is_a_quantile_without_anomalies(self) -> None:
-        """Of 1..100 all normal, the 95 % quantile is 95, and half of them lie at or below 50."""
+    @pytest.mark.parametrize("overlap", [0.0, 0.5, 2.0])
+    def test_labels_have_the_best_f1(self, overlap: float) -> None:
+        """No threshold of the validation scores gives labels of a better F1 than the labels of the post-processor."""
+        generator = torch.Generator().manual_seed(0)
+        labels = torch.arange(40) % 4 == 0
+        scores = torch.rand(40, generator=generator) * (1 + overlap) + labels * 1.5
+        post_processor = fitted(scores.tolist(), labels.long().tolist(), masks=True)
+        maps = scores.view(-1, 1, 1, 1).expand(-1, 1, 4, 4)
+        predicted = post_processor(InferenceBatch(pred_score=scores, anomaly_map=maps))
+        best = max(f1_score(labels, scores >= threshold) for threshold in scores)
+        assert f1_score(labels, predicted.pred_label) == pytest.approx(best)
+        assert f1_score(labels, predicted.pred_mask[:, 0, 0, 0]) == pytest.approx(best)
+        assert best == 1 or overlap > 0
+
+    def test_everything_anomalous(self) -> None:
+        """Without a normal score below it, the threshold lies halfway to zero."""
+        assert fitted([4, 6], [1, 1]).image_threshold.item() == 2
+
+    def test_threshold_is_a_conformal_quantile_without_anomalies(self) -> None:
+        """Of 1..100 all normal, 95 % give the rank ceil(101 * 0.95) = 96, half give 51, a quarter of the pixels 26."""
         scores = [float(score) for score in range(1, 101)]
-        assert fitted(scores, [0] * 100).image_threshold.item() == 95
+        assert fitted(scores, [0] * 100).image_threshold.item() == 96
         half = fitted(scores, [0] * 100, normal_quantile=0.5, normal_pixel_quantile=0.25)
-        assert half.image_threshold.item() == 50
-        assert half.pixel_threshold.item() == 25
+        assert half.image_threshold.item() == 51
+        assert half.pixel_threshold.item() == 26
+
+    @pytest.mark.parametrize("n", [19, 30, 59, 200])
+    def test_false_alarms_are_as_rare_as_promised(self, n: int) -> None:
+        """Averaged over validation sets of n normal images, at most 5 % of new ones are above the threshold."""
+        generator = torch.Generator().manual_seed(n)
+        thresholds = []
+        for _ in range(300):
+            threshold = OneClassThreshold(0.95, fields=["pred_score", "gt_label"])
+            scores = torch.rand(n, generator=generator)
+            threshold.update(
+                ImageBatch(image=torch.zeros(n, 3, 1, 1), pred_score=scores, gt_label=torch.zeros(n).long())
+            )
+            thresholds.append(threshold.compute().item())
+        false_alarms = 1 - sum(thresholds) / len(thresholds)  # Scores are uniform, so the threshold is the probability.
+        expected = 1 - math.ceil((n + 1) * 0.95 - 1e-9) / (n + 1)
+        assert expected <= 0.05 + 1e-9
+        assert false_alarms == pytest.approx(expected, abs=0.01)
+
+    def test_too_few_images_are_reported(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Of 18 images none has the rank that 95 % asks for; 19 are enough."""
+        assert fitted([float(n) for n in range(18)], [0] * 18, normal_pixel_quantile=0.5).image_threshold.item() == 17
+        assert "18 normal validation scores are too few" in caplog.text
+        assert "Give 19 or more" in caplog.text
+        caplog.clear()
+        fitted([float(n) for n in range(19)], [0] * 19, normal_pixel_quantile=0.5)
+        assert not caplog.text
 
     def test_pixel_threshold_without_masks_ignores_anomalous_images(self) -> None:
         """Where no mask says which pixels are anomalous, only normal images set the pixel threshold."""
@@ -140,9 +186,9 @@ class TestOneClassPostProcessor:
         assert post_processor.pixel_threshold.item() == 2
 
     def test_score_is_the_threshold_ratio(self) -> None:
-        """With threshold 4: 4 -> 1/2, 12 -> 3/4, 0 -> 0; only what exceeds 1/2 is anomalous."""
+        """With threshold 3: 3 -> 1/2, 9 -> 3/4, 0 -> 0; only what exceeds 1/2 is anomalous."""
         post_processor = fitted([1, 2, 5, 4, 6], [0, 0, 0, 1, 1], masks=True)
-        raw = torch.tensor([4.0, 12.0, 0.0])
+        raw = torch.tensor([3.0, 9.0, 0.0])
         result = post_processor(InferenceBatch(pred_score=raw, anomaly_map=raw.view(3, 1, 1, 1)))
         assert result.pred_score.tolist() == [0.5, 0.75, 0]
         assert result.pred_label.tolist() == [False, True, False]
@@ -159,7 +205,7 @@ class TestOneClassPostProcessor:
         assert (ours.diff() > 0).all()
         assert ours.max() < 1
 
-    @pytest.mark.parametrize(("sensitivity", "lowest"), [(0.5, 4), (0.75, 4 / 3), (0.25, 12)])
+    @pytest.mark.parametrize(("sensitivity", "lowest"), [(0.5, 3), (0.75, 1), (0.25, 9)])
     def test_sensitivity_moves_the_threshold(self, sensitivity: float, lowest: float) -> None:
         """Anomalous means s / (s + t) > 1 - q, hence s > t * (1 - q) / q."""
         post_processor = fitted(
@@ -192,7 +238,7 @@ class TestOneClassPostProcessor:
         restored.on_validation_batch_end(None, None, validation_batch([1, 2, 3, 4], [0, 0, 0, 0]))
         restored.on_validation_epoch_end(None, None)
         assert restored.image_sensitivity == 0.7
-        assert restored.image_threshold.item() == 2
+        assert restored.image_threshold.item() == 3
 
     @pytest.mark.parametrize("name", ["normal_quantile", "normal_pixel_quantile"])
     def test_bad_quantile_is_refused(self, name: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from anomalib.cli import AnomalibCLI
 from anomalib.data import Folder
+from anomalib.engine import Engine
 from anomalib.models import AnomalibModule
 from jsonargparse._parameter_resolvers import get_signature_parameters
 from torch import nn
@@ -133,3 +134,41 @@ def test_checkpoint_of_version_0_1_0() -> None:
             output = model.model(expected["images"])
         torch.testing.assert_close(output.pred_score, expected["pred_score"], rtol=1e-5, atol=0)
         torch.testing.assert_close(output.anomaly_map, expected["anomaly_map"], rtol=1e-5, atol=0)
+
+
+def small_ganomaly() -> GANomaly:
+    """A model that trains a step in a fraction of a second."""
+    return GANomaly(image_size=32, n_features=4, latent_vec_size=8, visualizer=False)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"max_epochs": 1, "check_val_every_n_epoch": 2}, {"max_steps": 2, "limit_val_batches": 2}]
+)
+def test_sanity_check_gives_no_threshold(
+    tmp_path: Path, datamodule: Folder, arguments: dict[str, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where training ends before its first validation, no threshold is that of the untrained network."""
+    model = small_ganomaly()
+    engine = Engine(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        devices=1,
+        num_sanity_val_steps=2,
+        enable_progress_bar=False,
+        **arguments,
+    )
+    engine.fit(model, datamodule=datamodule)
+    assert model.post_processor.image_threshold.isnan()
+    engine.test(model, datamodule=datamodule)
+    assert "No threshold was learnt" in caplog.text
+
+
+def test_threshold_of_earlier_weights_is_reported(
+    tmp_path: Path, datamodule: Folder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Three epochs of four steps, of which the second alone is validated."""
+    build_engine(tmp_path, max_epochs=3, check_val_every_n_epoch=2).fit(small_ganomaly(), datamodule=datamodule)
+    assert "computed after step 8 of 12" in caplog.text
+    caplog.clear()
+    build_engine(tmp_path, max_epochs=2).fit(small_ganomaly(), datamodule=datamodule)
+    assert "computed after step" not in caplog.text

@@ -2,6 +2,7 @@
 """From raw scores to user-facing ones, labels and masks."""
 
 import logging
+import math
 from typing import Any
 
 import torch
@@ -17,8 +18,17 @@ SMALLEST_THRESHOLD = 1e-6
 """Keeps ``s / (s + t)`` finite where every validation score is zero, in half precision too."""
 
 
+ROUNDING = 1e-9
+"""Keeps ranks from being rounded up where a product is whole but for the rounding of its factors."""
+
+
 class OneClassThreshold(F1AdaptiveThreshold):
     """The F1-optimal threshold, or a quantile of the normal scores where validation holds no anomaly.
+
+    A score above the threshold is anomalous. The F1-optimal one is halfway between the smallest score that is to be
+    anomalous and the next smaller one. The quantile is conformal: of ``n`` normal scores it takes the one of rank
+    ``ceil((n + 1) * normal_quantile)``, so that a new normal score exceeds it with a probability of at most
+    ``1 - normal_quantile`` (Papadopoulos et al., ECML 2002); where ``n`` is too small for that, it takes the largest.
 
     Args:
         normal_quantile: Fraction of the normal scores, in (0, 1], that must not exceed the threshold.
@@ -31,12 +41,23 @@ class OneClassThreshold(F1AdaptiveThreshold):
 
     def compute(self) -> torch.Tensor:
         """Return the threshold, a scalar in the unit of the scores."""
-        if self._has_anomalous_samples():
-            return super().compute()
         scores = dim_zero_cat(self.preds).flatten()
+        if self._has_anomalous_samples():
+            smallest = super().compute()  # anomalib's search calls scores anomalous that equal its threshold.
+            normal = scores[scores < smallest]
+            # Scores are not negative, so that zero is below all of them where everything is to be anomalous.
+            return ((normal.max() if len(normal) else 0) + smallest) / 2
+        rank = math.ceil((len(scores) + 1) * self.normal_quantile - ROUNDING)
+        if rank > len(scores) and self.normal_quantile < 1:
+            logger.warning(
+                "%d normal validation scores are too few for a threshold that %g of them exceed: the threshold is the "
+                "largest of them. Give %d or more, or set normal_quantile of the post-processor.",
+                len(scores),
+                1 - self.normal_quantile,
+                math.ceil(self.normal_quantile / (1 - self.normal_quantile) - ROUNDING),
+            )
         # torch.quantile refuses more than 16 million values, which a few hundred anomaly maps hold.
-        rank = max(1, round(self.normal_quantile * scores.numel()))
-        return scores.kthvalue(rank).values
+        return scores.kthvalue(min(rank, len(scores))).values
 
 
 class OneClassPostProcessor(PostProcessor):
@@ -69,6 +90,7 @@ class OneClassPostProcessor(PostProcessor):
                 raise ValueError(msg)
         self.normal_quantile = normal_quantile
         self.normal_pixel_quantile = normal_pixel_quantile
+        self._step: int | None = None
         self._build_threshold_metrics()
 
     def _build_threshold_metrics(self) -> None:
@@ -96,7 +118,9 @@ class OneClassPostProcessor(PostProcessor):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        """Gather the raw scores and maps of one batch."""
+        """Gather the raw scores and maps of one batch, but for those of an untrained network's sanity check."""
+        if trainer is not None and trainer.sanity_checking:
+            return
         super().on_validation_batch_end(trainer, pl_module, outputs, *args, **kwargs)
         # Normal images without masks still say how high the map is where nothing is anomalous.
         image: Any = outputs.image
@@ -108,6 +132,23 @@ class OneClassPostProcessor(PostProcessor):
             masks = torch.zeros_like(maps[normal], dtype=torch.bool)
             self._pixel_threshold_metric.update(
                 ImageBatch(image=image[normal], anomaly_map=maps[normal], gt_mask=masks)
+            )
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compute the thresholds, and note whose weights they belong to."""
+        super().on_validation_epoch_end(trainer, pl_module)
+        if trainer is not None and not trainer.sanity_checking:
+            self._step = trainer.global_step
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warn where the thresholds are those of earlier weights."""
+        del pl_module
+        if self._step is not None and self._step != trainer.global_step:
+            logger.warning(
+                "The threshold was computed after step %d of %d, so it does not belong to the last weights. Validate "
+                "them (`anomalib validate`, or trainer.check_val_every_n_epoch: 1).",
+                self._step,
+                trainer.global_step,
             )
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
