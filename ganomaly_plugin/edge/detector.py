@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run an exported anomaly detector."""
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -102,6 +103,11 @@ class Detector:
         if shape[2].is_static and shape[3].is_static:
             self.input_size = (shape[2].get_length(), shape[3].get_length())
         self.metadata = _metadata(network)
+        if self.metadata.get("trained") == "false":
+            warnings.warn(
+                f"'{model}' was exported with its initial weights, so its scores mean nothing: export a trained model.",
+                stacklevel=2,
+            )
 
     def predict(self, image: Source | Iterable[Source]) -> Prediction | list[Prediction]:
         """Score an image, or several.

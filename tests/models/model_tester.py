@@ -303,6 +303,18 @@ class ModelTester(Builder):
         assert gather(predictions, "pred_label").float().mean() <= 0.1
         assert gather(predictions, "pred_mask").float().mean() <= 0.01
 
+    def test_post_processor_can_be_left_out(self, tmp_path: Path, datamodule: Folder) -> None:
+        """A test then reports the metrics of raw scores, and predictions have no labels."""
+        model = self.build(post_processor=False, visualizer=False)
+        engine = build_engine(tmp_path, limit_train_batches=2)
+        engine.fit(model, datamodule=datamodule)
+        (reported,) = engine.test(model, datamodule=datamodule)
+        predictions = engine.predict(model, datamodule=datamodule)
+        raw, labels = gather(predictions, "raw_score"), gather(predictions, "gt_label")
+        assert reported["image_AUROC"] == pytest.approx(roc_auc_score(labels, raw), abs=1e-6)
+        assert torch.equal(gather(predictions, "pred_score"), raw)
+        assert predictions[0].pred_label is None
+
     @pytest.mark.parametrize("monitor", ["val_score", "image_AUROC"])
     def test_callbacks_find_a_validation_metric(self, tmp_path: Path, datamodule: Folder, monitor: str) -> None:
         """EarlyStopping can watch either documented metric."""

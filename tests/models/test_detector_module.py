@@ -2,6 +2,7 @@
 """What the base of all models owes its subclasses: one inheritance, whole signatures, any space, old checkpoints."""
 
 import inspect
+import warnings
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -172,3 +173,24 @@ def test_threshold_of_earlier_weights_is_reported(
     caplog.clear()
     build_engine(tmp_path, max_epochs=2).fit(small_ganomaly(), datamodule=datamodule)
     assert "computed after step" not in caplog.text
+
+
+@pytest.mark.slow
+def test_untrained_exports_say_so(tmp_path: Path, datamodule: Folder, caplog: pytest.LogCaptureFixture) -> None:
+    """A warning at the export, and one where the file is loaded; none after a training."""
+    from ganomaly_plugin.edge import Detector
+
+    model = small_ganomaly()
+    for method in (model.to_torch, model.to_onnx, model.to_openvino):
+        caplog.clear()
+        path = method(tmp_path)
+        assert "has its initial weights" in caplog.text
+    with pytest.warns(UserWarning, match="exported with its initial weights"):
+        Detector(path)
+    caplog.clear()
+    build_engine(tmp_path, limit_train_batches=1).fit(model, datamodule=datamodule)
+    path = model.to_openvino(tmp_path)
+    assert "initial weights" not in caplog.text
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Detector(path)

@@ -163,6 +163,14 @@ def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> N
         FAnoGAN(**arguments)
 
 
+def test_second_fit_divides_its_own_steps(tmp_path: Path, datamodule: Folder) -> None:
+    """A longer training of the same object has a longer first phase."""
+    model = FAnoGAN(image_size=32, n_features=4, latent_vec_size=4, visualizer=False)
+    for epochs in (2, 4):
+        build_engine(tmp_path, max_epochs=epochs).fit(model, datamodule=datamodule)
+        assert model.gan_steps == 2 * epochs
+
+
 def test_endless_training_is_refused(tmp_path: Path, datamodule: Folder) -> None:
     """Nobody knows half of it."""
     model = FAnoGAN(image_size=32, n_features=4, latent_vec_size=4, visualizer=False)

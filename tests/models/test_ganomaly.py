@@ -26,6 +26,7 @@ from ganomaly_plugin.models.components.space import Pixels
 from ganomaly_plugin.models.ganomaly import GANomaly, loss
 from tests.engine import build_engine
 
+from .conftest import build_datamodule
 from .model_tester import ExportTester, ModelTester
 
 
@@ -374,6 +375,9 @@ def test_average_follows_then_remembers() -> None:
         ({"score": "latent_whitened", "add_final_conv_layer": False}, "needs a latent vector"),
         ({"adversarial": "wgan"}, "adversarial is 'wgan'; choose one of feature_matching, bce"),
         ({"map_sigma": 0}, "map_sigma is 0"),
+        ({"image_size": [32]}, r"image_size is \[32\]; give one whole number of pixels, or height and width"),
+        ({"image_size": 32.0}, "image_size is 32.0; give one whole number"),
+        ({"image_size": (32, 32, 3)}, "give one whole number"),
         ({"map_sigma": 40}, r"map_sigma is 40 pixels; .* \(0, 15.25\]"),
         (
             {"pre_processor": GANomaly.configure_pre_processor((32, 32))},
@@ -544,6 +548,18 @@ def test_compressed_exports_score_alike(
     assert roc_auc_score(labels, actual) == pytest.approx(roc_auc_score(labels, expected), abs=0.01)
     size = path.with_suffix(".bin").stat().st_size
     assert size < fraction * 4 * parameter_count(model.model.inference_networks)
+
+
+@pytest.mark.slow
+def test_quantisation_takes_training_images_where_there_is_no_validation(
+    trained_on_digits: tuple[GANomaly, Digits], digits_folder: Path, tmp_path: Path
+) -> None:
+    """anomalib's datamodules have no validation set at all then."""
+    from anomalib.deploy import CompressionType
+
+    datamodule = build_datamodule(digits_folder, val_split_mode="none")
+    model, _ = trained_on_digits
+    assert model.to_openvino(tmp_path, compression_type=CompressionType.INT8_PTQ, datamodule=datamodule).exists()
 
 
 @pytest.mark.slow

@@ -11,9 +11,6 @@ from ganomaly_plugin.models.components.detector_module import DetectorModule
 
 from .torch_model import AnoGANModel
 
-VALIDATION_FRACTION = 0.1
-"""Fraction of the search's steps in validations before the last epoch, which otherwise would outlast the training."""
-
 
 class AnoGAN(DetectorModule):
     """AnoGAN (Schlegl et al., 2017): a GAN of normal images, and a search at test time.
@@ -23,7 +20,7 @@ class AnoGAN(DetectorModule):
     cannot be exported. f-AnoGAN needs none.
 
     Logged per epoch: ``loss_discriminator`` and ``loss_generator`` in training, ``val_score`` and ``image_AUROC`` in
-    validation. Validations before the last epoch search a tenth of the steps.
+    validation, which searches as well: ``trainer.check_val_every_n_epoch`` makes it rarer.
 
     Args:
         lr: Learning rate of Adam.
@@ -45,17 +42,6 @@ class AnoGAN(DetectorModule):
     def objectives(self, losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Minimise each network's own loss."""
         return {"discriminator": losses["loss_discriminator"], "generator": losses["loss_generator"]}
-
-    def on_validation_start(self) -> None:
-        """Search fewer steps before the last epoch."""
-        steps = self.hparams["steps"]
-        last = self.trainer.max_epochs
-        early = self.trainer.training and last is not None and self.current_epoch < last - 1
-        self.model.steps = max(1, round(VALIDATION_FRACTION * steps)) if early else steps
-
-    def on_validation_end(self) -> None:
-        """Search in full again."""
-        self.model.steps = self.hparams["steps"]
 
     def on_test_start(self) -> None:
         """Show the progress of each search, if the trainer shows progress."""

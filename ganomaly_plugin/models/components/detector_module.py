@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The base of the package's anomalib models: construction, training step, scoring, checkpoints and exports."""
 
+import logging
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -31,6 +32,8 @@ from ganomaly_plugin.models.components.pre_processor import AntialiasedPreProces
 from ganomaly_plugin.models.components.space import Pixels, Space
 from ganomaly_plugin.models.components.visualizer import ReconstructionVisualizer
 
+logger = logging.getLogger(__name__)
+
 
 class DetectorModule(AnomalibModule):
     """Abstract anomalib model of a detector that is trained on normal images only.
@@ -58,6 +61,7 @@ class DetectorModule(AnomalibModule):
         visualizer: Visualiser, ``True`` for pictures with the reconstruction, ``False`` for none.
 
     Attributes:
+        trained: Whether the weights are those of a training, in this process or of a checkpoint.
         trained_on: Name and category of the datamodule that the model was trained on; kept in checkpoints.
 
     Raises:
@@ -108,6 +112,7 @@ class DetectorModule(AnomalibModule):
             Pyramid, n_features=n_features, latent_vec_size=latent_vec_size, max_features=max_features
         )
         self.joint_training = JointTraining()
+        self.trained = False
         self.trained_on = "unknown"
         self._rng_state: torch.Tensor | None = None
 
@@ -248,6 +253,10 @@ class DetectorModule(AnomalibModule):
             torch.set_rng_state(self._rng_state.cpu())
             self._rng_state = None
 
+    def on_train_start(self) -> None:
+        """Note that the weights will be those of a training."""
+        self.trained = True
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what the model was trained on, and the random state, with which a resumed training shuffles alike."""
         super().on_save_checkpoint(checkpoint)
@@ -280,6 +289,7 @@ class DetectorModule(AnomalibModule):
             msg = f"The checkpoint does not fit this model: {'; '.join(differing)}. Build the model as it was trained."
             raise ValueError(msg)
         super().on_load_checkpoint(checkpoint)
+        self.trained = True
         self.trained_on = checkpoint["trained_on"]
         self._rng_state = checkpoint["torch_rng_state"]
 
@@ -293,6 +303,7 @@ class DetectorModule(AnomalibModule):
 
     def to_torch(self, export_root: Path | str, model_file_name: str = "model") -> Path:
         """Export to PyTorch as anomalib does, without what only the training needs."""
+        self._warn_untrained()
         exported = copy(self)
         exported._modules = self._modules | {"model": self.model.for_inference()}
         for name in ("pre_processor", "post_processor", "evaluator", "visualizer"):
@@ -302,6 +313,18 @@ class DetectorModule(AnomalibModule):
                     vars(component).pop(method, None)
                 setattr(exported, name, component)
         return AnomalibModule.to_torch(exported, export_root, model_file_name)
+
+    def to_onnx(self, export_root: Path | str, *args: Any, **kwargs: Any) -> Path:
+        """Export to ONNX as anomalib does."""
+        self._warn_untrained()
+        return super().to_onnx(export_root, *args, **kwargs)
+
+    def _warn_untrained(self) -> None:
+        if not self.trained:
+            logger.warning(
+                "The exported model has its initial weights: nothing trained it. Train it first, or name its "
+                "checkpoint, on the command line with --ckpt_path."
+            )
 
     def to_openvino(self, export_root: Path | str, model_file_name: str = "model", **kwargs: Any) -> Path:
         """Export to OpenVINO as anomalib does, and add the model's metadata.
@@ -315,7 +338,7 @@ class DetectorModule(AnomalibModule):
             Path of the ``.xml`` file.
         """
         path = super().to_openvino(export_root, model_file_name, **kwargs)
-        export.write_metadata(path, export.metadata(self, self.trained_on))
+        export.write_metadata(path, export.metadata(self, self.trained_on, self.trained))
         return path
 
     _post_training_quantization_ov = staticmethod(export.quantise)
@@ -349,7 +372,7 @@ class DetectorModule(AnomalibModule):
             test_metrics=[
                 AUROC(fields=["raw_score", "gt_label"], prefix="image_"),
                 AveragePrecision(fields=["raw_score", "gt_label"], prefix="image_"),
-                F1Score(fields=["pred_label", "gt_label"], prefix="image_"),
+                F1Score(fields=["pred_label", "gt_label"], prefix="image_", strict=False),
                 PixelAUROC(fields=["anomaly_map", "gt_mask"], prefix="pixel_", strict=False),
                 F1Score(fields=["pred_mask", "gt_mask"], prefix="pixel_", strict=False),
             ],
@@ -363,7 +386,11 @@ class DetectorModule(AnomalibModule):
 
 def _pair(image_size: int | tuple[int, int]) -> tuple[int, int]:
     """Return height and width of images given by one side of a square, or by both, perhaps in a list from YAML."""
-    return (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
+    sides = list(image_size) if isinstance(image_size, Sequence) else [image_size] * 2
+    if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+        msg = f"image_size is {image_size}; give one whole number of pixels, or height and width."
+        raise ValueError(msg)
+    return (sides[0], sides[1])
 
 
 def _networks(state: dict[str, Any]) -> set[str]:

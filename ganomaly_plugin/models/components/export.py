@@ -15,12 +15,13 @@ from torchmetrics import Metric
 from ganomaly_plugin.models.components.metrics import AUROC
 
 
-def metadata(model: AnomalibModule, trained_on: str) -> dict[str, dict[str, str]]:
+def metadata(model: AnomalibModule, trained_on: str, trained: bool) -> dict[str, dict[str, str]]:
     """Return what an exported model says of itself, by section and name.
 
     Args:
         model: The model. Its user-facing scores have their threshold at 0.5.
         trained_on: Name and category of the data.
+        trained: Whether the weights are those of a training.
 
     Returns:
         ``model_info``, what Intel's Model API reads, and ``ganomaly_plugin``, what else a client may want to know.
@@ -41,6 +42,7 @@ def metadata(model: AnomalibModule, trained_on: str) -> dict[str, dict[str, str]
             "version": version("ganomaly-plugin"),
             "model": type(model).__name__,
             "trained_on": trained_on,
+            "trained": str(trained).lower(),
             "raw_image_threshold": f"{float(post_processor.image_threshold):.9g}" if post_processor else "none",
             "raw_pixel_threshold": f"{float(post_processor.pixel_threshold):.9g}" if post_processor else "none",
         },
@@ -139,7 +141,8 @@ def _calibration_images(model: Any, datamodule: AnomalibDataModule | None) -> An
     batch = model.input(0).partial_shape[0]
     if batch.is_static:
         datamodule.train_batch_size = datamodule.eval_batch_size = batch.get_length()
-    loader: Any = datamodule.val_dataloader() or datamodule.train_dataloader()
+    validated = getattr(datamodule, "val_data", None) is not None  # anomalib sets it only where there are images.
+    loader: Any = (validated and datamodule.val_dataloader()) or datamodule.train_dataloader()
     return nncf.Dataset(loader, lambda batch: batch.image.numpy())
 
 

@@ -68,13 +68,13 @@ class FAnoGAN(DetectorModule):
         return self.gan_steps is not None and self.global_step >= self.gan_steps
 
     def on_fit_start(self) -> None:
-        """Fix the length of the first phase, unless a checkpoint has.
+        """Fix the length of the first phase, unless the checkpoint that training resumes has.
 
         Raises:
             ValueError: If the training has no end.
         """
         super().on_fit_start()
-        if self.gan_steps is None:
+        if self.trainer.ckpt_path is None or self.gan_steps is None:
             steps = self.trainer.estimated_stepping_batches
             if steps == float("inf"):
                 msg = "f-AnoGAN divides a training into two phases: set trainer.max_epochs or trainer.max_steps."
