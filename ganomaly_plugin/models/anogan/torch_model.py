@@ -32,7 +32,6 @@ class AnoGANModel(DetectorModel):
         weight: Fraction of the discriminator's features in the score, in [0, 1].
 
     Attributes:
-        steps: As above.
         track: Wraps the steps of a search, to show its progress.
 
     Raises:

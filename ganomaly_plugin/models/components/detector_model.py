@@ -41,8 +41,6 @@ class DetectorModel(nn.Module, ABC):
         average: Whether to score with an exponential moving average (EMA) of these networks' weights.
 
     Attributes:
-        space: As above.
-        networks: As above.
         average: The averaged networks, ``None`` without averaging.
     """
 

@@ -70,11 +70,7 @@ class DetectorModule(AnomalibModule):
 
     model: DetectorModel
     architecture: ClassVar[tuple[str, ...]] = (
-        "image_size",
-        "input_channels",
-        "n_features",
-        "latent_vec_size",
-        "max_features",
+        *("image_size", "input_channels", "n_features", "latent_vec_size", "max_features"),
     )
     """Hyper-parameters that a checkpoint and the model it is loaded into must share."""
     renamed_weights: ClassVar[dict[str, str]] = {"model.smooth.": "model.space.smooth."}

@@ -30,15 +30,9 @@ def latent_relative_score(latent: torch.Tensor, latent_of_reconstruction: torch.
 def latent_whitened_score(
     latent: torch.Tensor, latent_of_reconstruction: torch.Tensor, whitening: torch.Tensor
 ) -> torch.Tensor:
-    """Mean squared difference of two latent codes in units of what is usual among normal images.
+    """Mean squared difference of two latent codes ``(B, Z, 1, 1)`` in units of normal images' differences, ``(B,)``.
 
-    Args:
-        latent: Codes ``(B, Z, 1, 1)``.
-        latent_of_reconstruction: Codes of the same shape.
-        whitening: Matrix ``(Z, Z)`` of :func:`whitening_matrix`; the identity gives :func:`latent_l2_score`.
-
-    Returns:
-        Scores ``(B,)``, about 1 for normal images.
+    The matrix ``(Z, Z)`` is that of :func:`whitening_matrix`; the identity gives :func:`latent_l2_score`.
     """
     return ((latent - latent_of_reconstruction).flatten(1) @ whitening).square().mean(1)
 

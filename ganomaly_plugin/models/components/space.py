@@ -28,9 +28,6 @@ class Space(nn.Module, ABC):
         map_sigma: Standard deviation in pixels of the Gaussian that smooths the anomaly map.
 
     Attributes:
-        image_size: As above.
-        channels: As above.
-        size: As above.
         bound: Layer that brings a network's output into the range of the space.
 
     Raises:

@@ -17,11 +17,9 @@ def generator_loss(generated: torch.Tensor) -> torch.Tensor:
 
 
 def gradient_penalty(critic: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
-    """Mean squared difference from 1 of the norms of the critic's gradients, differentiable in the critic's weights.
+    """Mean squared difference from 1 of the norms of the critic's gradients at ``images`` ``(B, C, H, W)``.
 
-    Args:
-        critic: Maps images to scores ``(B,)``, each image by itself.
-        images: Where to take the gradients, between real and generated images: ``(B, C, H, W)``.
+    It is differentiable in the critic's weights. The critic scores each image by itself, ``(B,)``.
     """
     images = images.detach().requires_grad_()
     (gradients,) = torch.autograd.grad(critic(images).sum(), images, create_graph=True)

@@ -9,12 +9,7 @@ import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 
 
 def feature_matching_loss(real_features: torch.Tensor, fake_features: torch.Tensor) -> torch.Tensor:
-    """Adversarial loss of the paper (eq. 1): mean squared distance of the discriminator's features.
-
-    Args:
-        real_features: Features of the targets, ``(B, C, h, w)``.
-        fake_features: Features of the reconstructions, same shape.
-    """
+    """Adversarial loss of the paper (eq. 1): mean squared distance of the discriminator's features ``(B, C, h, w)``."""
     return F.mse_loss(fake_features, real_features)
 
 
@@ -29,12 +24,7 @@ def latent_loss(latent: torch.Tensor, latent_of_reconstruction: torch.Tensor) ->
 
 
 def discriminator_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
-    """Half the sum of the cross-entropies of calling targets real and reconstructions fake.
-
-    Args:
-        real_logits: Discriminator logits of the targets, ``(B,)``.
-        fake_logits: Discriminator logits of the reconstructions, ``(B,)``.
-    """
+    """Half the sum of the cross-entropies of calling targets real and reconstructions fake, from logits ``(B,)``."""
     real = F.binary_cross_entropy_with_logits(real_logits, torch.ones_like(real_logits))
     fake = F.binary_cross_entropy_with_logits(fake_logits, torch.zeros_like(fake_logits))
     return (real + fake) / 2

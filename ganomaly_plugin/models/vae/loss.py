@@ -7,13 +7,7 @@ import torch
 
 
 def gaussian_nll(target: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """Negative log-density of every element under a normal distribution of its own, of the target's shape.
-
-    Args:
-        target: Any shape.
-        mean: Means, of a shape that broadcasts.
-        std: Standard deviations above zero, likewise.
-    """
+    """Negative log-density of every element under a normal distribution of its own; the shapes broadcast."""
     return ((target - mean) / std).square() / 2 + std.log() + math.log(2 * math.pi) / 2
 
 
