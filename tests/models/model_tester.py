@@ -324,14 +324,23 @@ class ModelTester(Builder):
         engine.fit(self.build(), datamodule=datamodule)
         assert monitor in engine.trainer.callback_metrics
 
-    @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-    def test_precision(self, tmp_path: Path, datamodule: Folder, precision: str) -> None:
-        """Every epoch's losses are finite in single and in mixed precision."""
-        engine = build_engine(tmp_path, precision=precision)
+    @pytest.mark.parametrize(("precision", "clip"), [("32-true", None), ("bf16-mixed", None), ("bf16-mixed", 0.5)])
+    def test_precision(self, tmp_path: Path, datamodule: Folder, precision: str, clip: float | None) -> None:
+        """Every epoch's losses are finite in single and in mixed precision, with clipped gradients too."""
+        engine = build_engine(tmp_path, precision=precision, gradient_clip_val=clip)
         engine.fit(self.build(), datamodule=datamodule)
         losses = {name: value for name, value in engine.trainer.callback_metrics.items() if name.startswith("loss_")}
         assert losses
         assert all(value.isfinite() for value in losses.values())
+
+    def test_trained_model_can_be_pickled(self, tmp_path: Path, datamodule: Folder) -> None:
+        """Its torch model too, after a test has shown its progress."""
+        model = self.build(visualizer=False)
+        engine = build_engine(tmp_path, limit_train_batches=1, enable_progress_bar=True)
+        engine.fit(model, datamodule=datamodule)
+        engine.test(model, datamodule=datamodule)
+        torch.save(model, tmp_path / "model.pt")
+        assert set(torch.load(tmp_path / "model.pt", weights_only=False).state_dict()) == set(model.state_dict())
 
     def test_every_parameter_gets_a_gradient(self, tmp_path: Path, datamodule: Folder) -> None:
         """Nothing that is optimised is left out of the backward passes, and autograd finds no anomaly."""

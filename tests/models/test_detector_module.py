@@ -194,3 +194,26 @@ def test_untrained_exports_say_so(tmp_path: Path, datamodule: Folder, caplog: py
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Detector(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "networks"),
+    [
+        ("anogan", ["discriminator", "generator"]),
+        ("egbad", ["discriminator", "generator", "encoder"]),
+        ("f_anogan", ["critic", "generator", "encoder"]),
+        ("ganomaly", ["generator", "discriminator"]),
+        ("skip_ganomaly", ["generator", "discriminator"]),
+    ],
+)
+def test_optimiser_keeps_the_order_of_version_0_1_0(name: str, networks: list[str]) -> None:
+    """Adam's state in a checkpoint has no names, so a resumed training relies on the order of the networks."""
+    (entry,) = entry_points(group="anomalib.models", name=name)
+    assert list(entry.load()(image_size=32, visualizer=False).model.networks) == networks
+
+
+@every_model()
+def test_arguments_have_names(entry: EntryPoint) -> None:
+    """Positions would change their meaning whenever a model gets an argument."""
+    with pytest.raises(TypeError, match="takes 1 positional argument but 2 were given"):
+        entry.load()(32)

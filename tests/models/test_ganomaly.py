@@ -325,6 +325,18 @@ def test_healthy_discriminator_is_left_alone() -> None:
 
 
 @pytest.mark.slow
+def test_compiled_networks_score_alike(tmp_path: Path, datamodule: Folder) -> None:
+    """Under the engine, whose images are a subclass of tensors."""
+    model = GANomaly(image_size=32, n_features=4, input_channels=1, visualizer=False)
+    engine = build_engine(tmp_path)
+    engine.fit(model, datamodule=datamodule)
+    expected = engine.predict(model, datamodule=datamodule)
+    model.model = torch.compile(model.model, backend="aot_eager")
+    for first, second in zip(expected, engine.predict(model, datamodule=datamodule), strict=True):
+        torch.testing.assert_close(second.raw_score, first.raw_score)
+
+
+@pytest.mark.slow
 def test_ddp_equals_the_joint_batch(tmp_path: Path) -> None:
     """Two gloo processes with four images each take the step of one process with all eight."""
     script = Path(__file__).parent / "ddp_step.py"

@@ -26,7 +26,7 @@ class Autoencoder(DetectorModule):
         "model.decoder.": "model.networks.autoencoder.1.",
     }
 
-    def __init__(self, latent_vec_size: int = 16, **kwargs: Any) -> None:
+    def __init__(self, *, latent_vec_size: int = 16, **kwargs: Any) -> None:
         super().__init__(latent_vec_size=latent_vec_size, **kwargs)
         space = self.build_space()
         self.model = AutoencoderModel(space, self.build_pyramid(space))

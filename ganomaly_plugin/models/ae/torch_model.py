@@ -29,6 +29,6 @@ class AutoencoderModel(DetectorModel):
 
     def score(self, target: torch.Tensor) -> Output:
         """Score targets ``(B, C, h, w)`` by their squared error, in the square of the space's unit."""
-        reconstruction = self.networks["autoencoder"](target)
+        reconstruction = self.inference_networks["autoencoder"](target)
         error = self.space.error(target, reconstruction).square()
         return Output(error.flatten(1).mean(1), self.space.to_map(error), reconstruction)

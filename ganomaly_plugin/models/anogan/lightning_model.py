@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """AnoGAN as an anomalib model."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,7 +16,7 @@ from .torch_model import AnoGANModel
 class AnoGAN(DetectorModule):
     """AnoGAN (Schlegl et al., 2017): a GAN of normal images, and a search at test time.
 
-    An image is anomalous by how far the nearest image that the generator can make is from it, in pixels and in the
+    The score of an image is its distance to the nearest image that the generator can make, in pixels and in the
     discriminator's features. The search takes hundreds of forward and backward passes, and so seconds an image; it
     cannot be exported. f-AnoGAN needs none.
 
@@ -33,7 +34,7 @@ class AnoGAN(DetectorModule):
     model: AnoGANModel
 
     def __init__(
-        self, lr: float = 0.0002, beta1: float = 0.5, steps: int = 500, weight: float = 0.1, **kwargs: Any
+        self, *, lr: float = 0.0002, beta1: float = 0.5, steps: int = 500, weight: float = 0.1, **kwargs: Any
     ) -> None:
         super().__init__(lr=lr, beta1=beta1, **kwargs)
         space = self.build_space()
@@ -46,7 +47,7 @@ class AnoGAN(DetectorModule):
     def on_test_start(self) -> None:
         """Show the progress of each search, if the trainer shows progress."""
         if self.trainer.progress_bar_callback is not None:
-            self.model.track = lambda steps: tqdm(steps, desc="search", leave=False)
+            self.model.track = partial(tqdm, desc="search", leave=False)
 
     on_predict_start = on_test_start
 

@@ -41,9 +41,9 @@ class AnoGANModel(DetectorModel):
     def __init__(self, space: Space, pyramid: Pyramid, steps: int, weight: float) -> None:
         check_at_least(1, steps=steps)
         check_fraction(weight=weight)
-        networks = nn.ModuleDict({"generator": Decoder(pyramid), "discriminator": Discriminator(pyramid)})
-        initialise_weights(networks)
-        super().__init__(space, networks)
+        generator, discriminator = Decoder(pyramid), Discriminator(pyramid)
+        initialise_weights(nn.ModuleList([generator, discriminator]))
+        super().__init__(space, nn.ModuleDict({"discriminator": discriminator, "generator": generator}))
         self.steps = steps
         self.weight = weight
         self.track: Callable[[range], Iterable[int]] = iter
@@ -62,7 +62,7 @@ class AnoGANModel(DetectorModel):
         }
 
     def score(self, target: torch.Tensor) -> Output:
-        """Search, and score targets ``(B, C, h, w)`` by what remains."""
+        """Search, and score targets ``(B, C, h, w)`` by their residual after the search."""
         latent = self.search(target)
         with torch.no_grad():
             score, nearest = self.distance(target, self.features(target), latent)

@@ -14,7 +14,7 @@ from ganomaly_plugin.models.components.space import Space
 
 
 class Output(NamedTuple):
-    """What a detector makes of a batch in one pass.
+    """Outputs of a detector for a batch, from one pass.
 
     Attributes:
         pred_score: Non-negative anomaly scores ``(B,)``, unbounded.
@@ -36,7 +36,7 @@ class DetectorModel(nn.Module, ABC):
 
     Args:
         space: What the networks reconstruct.
-        networks: Networks to train, by name, with initial weights.
+        networks: Networks to train, by name, with initial weights. Checkpoints keep Adam's state in their order.
         inference: Names of the networks that scoring needs, all by default.
         average: Whether to score with an exponential moving average (EMA) of these networks' weights.
 
@@ -96,4 +96,4 @@ class DetectorModel(nn.Module, ABC):
 
     @abstractmethod
     def score(self, target: torch.Tensor) -> Output:
-        """Score targets ``(B, C, h, w)`` of the space."""
+        """Score targets ``(B, C, h, w)`` of the space by :attr:`inference_networks`."""

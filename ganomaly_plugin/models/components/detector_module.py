@@ -80,6 +80,7 @@ class DetectorModule(AnomalibModule):
 
     def __init__(
         self,
+        *,
         n_features: int = 32,
         latent_vec_size: int = 100,
         max_features: int | None = 512,
@@ -113,7 +114,10 @@ class DetectorModule(AnomalibModule):
         self._rng_state: torch.Tensor | None = None
 
     def build_space(self) -> Space:
-        """Build what the networks reconstruct: pixels, unless a subclass says otherwise."""
+        """Build what the networks reconstruct: pixels.
+
+        A subclass may return another space for images of the size ``self.hparams["image_size"]``.
+        """
         return self._pixels()
 
     def build_pyramid(self, space: Space, **kwargs: Any) -> Pyramid:
@@ -145,7 +149,10 @@ class DetectorModule(AnomalibModule):
 
     @abstractmethod
     def objectives(self, losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return what each network of this step minimises, by the network's name, from the step's losses."""
+        """Return what each network of this step minimises, from the step's losses.
+
+        The names are those of ``self.model.networks``; networks that the step does not train are left out.
+        """
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, torch.Tensor]:
         """Compute the losses of all networks that this step trains.
@@ -156,7 +163,7 @@ class DetectorModule(AnomalibModule):
         Raises:
             ValueError: If a loss is not finite; the message says which, where and what to try.
         """
-        images: Any = batch.image
+        images = _images(batch)
         losses = self.losses(images)
         if losses_are_checked(self.device, batch_idx):
             self._check_finite(losses, batch, batch_idx)
@@ -183,7 +190,8 @@ class DetectorModule(AnomalibModule):
         settings = self.hparams
         betas = (settings["beta1"], settings["beta2"])
         # Elsewhere PyTorch's default is as fast, and fused steps exclude clipping under 16-bit mixed precision.
-        fused = self.device.type == "cpu"
+        clips = self._trainer is not None and bool(self._trainer.gradient_clip_val)
+        fused = self.device.type == "cpu" and not clips
         return torch.optim.Adam(self.model.networks.parameters(), lr=settings["lr"], betas=betas, fused=fused)
 
     def backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
@@ -228,9 +236,9 @@ class DetectorModule(AnomalibModule):
         Raises:
             ValueError: If a score is not finite; the message names the images.
         """
-        # The difference of two nearly equal codes would drown in the rounding of a 16-bit type.
+        # The difference of two nearly equal codes is lost in the rounding of a 16-bit type.
         with torch.autocast(self.device.type, enabled=False):
-            output = self.model(batch.image)
+            output = self.model(_images(batch))
         finite = output.pred_score.isfinite()
         if not finite.all():
             msg = f"The score of {_names(batch, ~finite)} is not finite: check the pixels, or train the model again."
@@ -387,6 +395,13 @@ def _pair(image_size: int | tuple[int, int]) -> tuple[int, int]:
         msg = f"image_size is {image_size}; give one whole number of pixels, or height and width."
         raise ValueError(msg)
     return (sides[0], sides[1])
+
+
+def _images(batch: ImageBatch) -> torch.Tensor:
+    """Return the images as plain tensors, since not all compilers take torchvision's subclass."""
+    images: Any = batch.image
+    plain: torch.Tensor = images.as_subclass(torch.Tensor)
+    return plain
 
 
 def _networks(state: dict[str, Any]) -> set[str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What exported OpenVINO files say of themselves, and how they are quantised."""
+"""Metadata and quantisation of exported OpenVINO files."""
 
 from collections.abc import Iterable
 from importlib.metadata import version
@@ -16,7 +16,7 @@ from ganomaly_plugin.models.components.metrics import AUROC
 
 
 def metadata(model: AnomalibModule, trained_on: str, trained: bool) -> dict[str, dict[str, str]]:
-    """Return what an exported model says of itself, by section and name.
+    """Return the metadata of an exported model, by section and name.
 
     Args:
         model: The model. Its user-facing scores have their threshold at 0.5.
@@ -162,7 +162,7 @@ def _quantisation(model: Any) -> dict[str, Any]:
 def _full_precision_layers(model: Any) -> Any:
     """Return what must not be quantised.
 
-    A score is the small difference of two large codes, so that rounding them drowns it: all arithmetic but
+    A score is the small difference of two large codes, which rounding errors exceed: all arithmetic but
     convolutions keeps its precision. So do the layers next to a latent vector, whose 8-bit kernels for one single pixel
     give wrong results on CPUs, and the blur of the map, which has one channel and gains nothing.
     """

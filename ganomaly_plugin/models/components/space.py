@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Spaces: what a detector reconstructs, and what an error there says about the image.
 
-Networks reconstruct tensors and know nothing of images. A space turns images into such tensors, and errors in them into
-anomaly maps.
+Networks reconstruct tensors and do not depend on images. A space turns images into such tensors, and errors in them
+into anomaly maps.
 """
 
 from abc import ABC, abstractmethod

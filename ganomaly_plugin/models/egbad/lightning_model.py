@@ -13,8 +13,8 @@ from .torch_model import EGBADModel, Score
 class EGBAD(DetectorModule):
     """Efficient GAN-based anomaly detection (Zenati et al., 2018): a bidirectional GAN.
 
-    A generator maps codes to images, an encoder images to codes, and one discriminator sees pairs of both. An image is
-    anomalous by its reconstruction error and by the discriminator's output for its pair; no search is needed, as it is
+    A generator maps codes to images, an encoder images to codes, and one discriminator sees pairs of both. The score
+    of an image is its reconstruction error and the discriminator's output for its pair; no search is needed, as it is
     in AnoGAN. DCGAN blocks replace the authors' networks for 28 pixels, so that any size works. The learning rate suits
     trainings of minutes; the authors take 1e-5 and 100 epochs.
 
@@ -31,6 +31,7 @@ class EGBAD(DetectorModule):
 
     def __init__(
         self,
+        *,
         latent_vec_size: int = 200,
         beta1: float = 0.5,
         score: Score = "feature_matching",

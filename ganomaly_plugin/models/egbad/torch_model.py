@@ -74,15 +74,10 @@ class EGBADModel(DetectorModel):
     def __init__(self, space: Space, pyramid: Pyramid, score: Score, weight: float) -> None:
         check_fraction(weight=weight)
         check_choice(get_args(Score), score=score)
-        networks = nn.ModuleDict(
-            {
-                "encoder": Encoder(pyramid),
-                "generator": Decoder(pyramid),
-                "discriminator": JointDiscriminator(pyramid),
-            }
-        )
-        initialise_weights(networks)
-        super().__init__(space, networks)
+        encoder, generator, discriminator = Encoder(pyramid), Decoder(pyramid), JointDiscriminator(pyramid)
+        initialise_weights(nn.ModuleList([encoder, generator, discriminator]))
+        networks = {"discriminator": discriminator, "generator": generator, "encoder": encoder}
+        super().__init__(space, nn.ModuleDict(networks))
         self.latent_vec_size = pyramid.latent_vec_size
         self.score_name = score
         self.weight = weight
@@ -95,7 +90,7 @@ class EGBADModel(DetectorModel):
         return {
             "loss_discriminator": discriminator_loss(real_logits, generated_logits),
             "loss_generator": generator_loss(generated_logits),
-            "loss_encoder": generator_loss(-real_logits),  # The encoder wants its pairs called generated.
+            "loss_encoder": generator_loss(-real_logits),  # Real pairs called generated.
         }
 
     def score(self, target: torch.Tensor) -> Output:

@@ -45,6 +45,7 @@ class FAnoGAN(DetectorModule):
 
     def __init__(
         self,
+        *,
         latent_vec_size: int = 128,
         beta1: float = 0.0,
         beta2: float = 0.9,
@@ -82,7 +83,7 @@ class FAnoGAN(DetectorModule):
             self.gan_steps = round(self.hparams["gan_fraction"] * steps)
 
     def on_train_batch_start(self, batch: ImageBatch, batch_idx: int) -> None:
-        """Enter the second phase when it is time."""
+        """Enter the second phase at step ``gan_steps``."""
         del batch, batch_idx
         if self.global_step == self.gan_steps:
             logger.info("f-AnoGAN's encoder begins in epoch %d.", self.current_epoch)

@@ -31,16 +31,12 @@ class FAnoGANModel(DetectorModel):
 
     def __init__(self, space: Space, pyramid: Pyramid, kappa: float) -> None:
         check_at_least(0, kappa=kappa)
-        networks = nn.ModuleDict(
-            {
-                "generator": Decoder(pyramid),
-                # Batch statistics would make an image's gradient depend on its neighbours, which the penalty ignores.
-                "critic": Discriminator(pyramid, normalisation=partial(nn.GroupNorm, 1)),
-                "encoder": nn.Sequential(Encoder(pyramid), nn.Tanh()),
-            }
-        )
-        initialise_weights(networks)
-        super().__init__(space, networks)
+        generator = Decoder(pyramid)
+        # Batch statistics would make an image's gradient depend on its neighbours, which the penalty ignores.
+        critic = Discriminator(pyramid, normalisation=partial(nn.GroupNorm, 1))
+        encoder = nn.Sequential(Encoder(pyramid), nn.Tanh())
+        initialise_weights(nn.ModuleList([generator, critic, encoder]))
+        super().__init__(space, nn.ModuleDict({"critic": critic, "generator": generator, "encoder": encoder}))
         self.latent_vec_size = pyramid.latent_vec_size
         self.kappa = kappa
 

@@ -73,6 +73,7 @@ class GANomaly(DetectorModule):
 
     def __init__(
         self,
+        *,
         n_features: int = 64,
         extra_layers: int = 0,
         add_final_conv_layer: bool = True,
@@ -103,7 +104,7 @@ class GANomaly(DetectorModule):
         return {"generator": generator_loss, "discriminator": losses["loss_discriminator"]}
 
     def on_validation_start(self) -> None:
-        """Measure the training images' latent differences, if the score is in their units."""
+        """Measure the training images' latent differences, if the score is whitened by them."""
         if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
             self._measure_differences()
 
@@ -133,7 +134,7 @@ class GANomaly(DetectorModule):
         self._measured_step = self.global_step
 
     def _rename_weights(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Turn as well the precision matrix of version 0.1.0 into the whitening matrix that stands for it."""
+        """Turn the precision matrix of version 0.1.0 into the equivalent whitening matrix as well."""
         state = super()._rename_weights(state)
         precision = state.pop("model.precision", None)
         if precision is not None:

@@ -33,7 +33,7 @@ LATENT_SCORES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] =
 
 
 class GeneratorOutput(NamedTuple):
-    """What the generator makes of a batch.
+    """Outputs of the generator for a batch.
 
     Attributes:
         reconstruction: Reconstructions ``(B, C, h, w)``.

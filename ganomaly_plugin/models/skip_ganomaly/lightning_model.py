@@ -18,9 +18,9 @@ WIDENING = 8
 class SkipGANomaly(DetectorModule):
     """Skip-GANomaly (Akcay et al., 2019): GANomaly with a U-Net, and a discriminator's features as the latent code.
 
-    Skip connections keep details that GANomaly loses, so that it reconstructs larger and busier images; anomalies can
-    pass through them as well. The discriminator learns from its own loss alone, where the authors' code adds the
-    generator's feature term to it.
+    Skip connections keep details that GANomaly loses, so that it reconstructs larger and more detailed images;
+    anomalies can pass through them as well. The discriminator learns from its own loss alone, where the authors' code
+    adds the generator's feature term to it.
 
     Logged per epoch: ``loss_adversarial``, ``loss_reconstruction``, ``loss_latent`` and ``loss_discriminator`` in
     training, ``val_score`` and ``image_AUROC`` in validation.
@@ -41,6 +41,7 @@ class SkipGANomaly(DetectorModule):
 
     def __init__(
         self,
+        *,
         latent_vec_size: int = 100,
         lr: float = 0.0002,
         beta1: float = 0.5,

@@ -31,7 +31,9 @@ class VAE(DetectorModule):
         "model.decoder.": "model.networks.autoencoder.decoder.",
     }
 
-    def __init__(self, n_samples: int = 10, minimum_std: float = 0.1, latent_vec_size: int = 16, **kwargs: Any) -> None:
+    def __init__(
+        self, *, n_samples: int = 10, minimum_std: float = 0.1, latent_vec_size: int = 16, **kwargs: Any
+    ) -> None:
         super().__init__(latent_vec_size=latent_vec_size, **kwargs)
         space = self.build_space()
         self.model = VAEModel(space, self.build_pyramid(space), n_samples, minimum_std)

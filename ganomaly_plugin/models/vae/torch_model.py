@@ -77,7 +77,7 @@ class VAEModel(DetectorModel):
 
     @property
     def autoencoder(self) -> GaussianAutoencoder:
-        """Encoder and decoder."""
+        """Encoder and decoder, which are not averaged."""
         return cast("GaussianAutoencoder", self.networks["autoencoder"])
 
     def losses(self, target: torch.Tensor) -> dict[str, torch.Tensor]:
