@@ -109,6 +109,7 @@ class DetectorModule(AnomalibModule):
             Pyramid, n_features=n_features, latent_vec_size=latent_vec_size, max_features=max_features
         )
         self.joint_training = JointTraining()
+        self.clips_gradients = False
         self.trained = False
         self.trained_on = "unknown"
         self._rng_state: torch.Tensor | None = None
@@ -185,13 +186,17 @@ class DetectorModule(AnomalibModule):
         msg = f"Training diverged in epoch {self.current_epoch}, batch {batch_idx}: {broken}. {advice}"
         raise ValueError(msg)
 
+    def setup(self, stage: str) -> None:
+        """Note whether the trainer clips gradients, which the optimiser depends on."""
+        super().setup(stage)
+        self.clips_gradients = bool(self.trainer.gradient_clip_val)
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return one Adam over all networks."""
         settings = self.hparams
         betas = (settings["beta1"], settings["beta2"])
         # Elsewhere PyTorch's default is as fast, and fused steps exclude clipping under 16-bit mixed precision.
-        clips = self._trainer is not None and bool(self._trainer.gradient_clip_val)
-        fused = self.device.type == "cpu" and not clips
+        fused = self.device.type == "cpu" and not self.clips_gradients
         return torch.optim.Adam(self.model.networks.parameters(), lr=settings["lr"], betas=betas, fused=fused)
 
     def backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
