@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import timeit
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -157,13 +158,8 @@ def measure(variants: dict[str, Callable[[np.ndarray], Any]], size: int, rounds:
 
 def peak_gflops() -> float:
     """Return the machine's measured rate of single-precision matrix multiplication."""
-    matrix = torch.rand(2048, 2048)
-    best = float("inf")
-    for _ in range(10):
-        start = time.perf_counter()
-        matrix @ matrix
-        best = min(best, time.perf_counter() - start)
-    return 2 * 2048**3 / best / 1e9
+    seconds = timeit.repeat("matrix @ matrix", globals={"matrix": torch.rand(2048, 2048)}, number=1, repeat=10)
+    return 2 * 2048**3 / min(seconds) / 1e9
 
 
 def main() -> None:

@@ -224,9 +224,8 @@ class FullImages(Callback):
             raise TypeError(msg)
         self._batches = []
 
-    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
+    def on_test_batch_end(self, _trainer: Trainer, _module: LightningModule, outputs: Any, *_: Any) -> None:
         """Keep a batch of predictions."""
-        del trainer, pl_module, args
         self._batches.append(outputs)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

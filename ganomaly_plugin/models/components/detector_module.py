@@ -215,15 +215,8 @@ class DetectorModule(AnomalibModule):
         self._score(batch)
         if batch.gt_label is not None and not batch.gt_label.all():
             scores: Any = batch.pred_score
-            normal_scores = scores[~batch.gt_label]
-            self.log(
-                "val_score",
-                normal_scores.mean(),
-                on_epoch=True,
-                prog_bar=True,
-                batch_size=len(normal_scores),
-                sync_dist=True,
-            )
+            normal = scores[~batch.gt_label]
+            self.log("val_score", normal.mean(), on_epoch=True, prog_bar=True, batch_size=len(normal), sync_dist=True)
         return batch
 
     def test_step(self, batch: ImageBatch, batch_idx: int, dataloader_idx: int = 0) -> ImageBatch:

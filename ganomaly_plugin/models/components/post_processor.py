@@ -77,12 +77,7 @@ class OneClassPostProcessor(PostProcessor):
         ValueError: If a quantile is outside (0, 1].
     """
 
-    def __init__(
-        self,
-        normal_quantile: float = 0.95,
-        normal_pixel_quantile: float = 0.995,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, normal_quantile: float = 0.95, normal_pixel_quantile: float = 0.995, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         for name, value in (("normal_quantile", normal_quantile), ("normal_pixel_quantile", normal_pixel_quantile)):
             if not 0 < value <= 1:

@@ -22,18 +22,12 @@ class ReconstructionVisualizer(ImageVisualizer):
     """
 
     def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: AnomalibModule,
-        outputs: ImageBatch,
-        batch: ImageBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: AnomalibModule, outputs: ImageBatch, batch: ImageBatch, *args: Any
     ) -> None:
         """Save one picture per image of the batch."""
         reconstructions: torch.Tensor | None = getattr(outputs, "reconstruction", None)
         if reconstructions is None:
-            super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+            super().on_test_batch_end(trainer, pl_module, outputs, batch, *args)
             return
         self.output_dir = self.output_dir or Path(trainer.default_root_dir) / "images"
         datamodule: Any = getattr(trainer, "datamodule", None)
