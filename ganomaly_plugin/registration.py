@@ -68,7 +68,8 @@ def _concrete_subclasses(base: type[Any]) -> Iterator[type]:
 def _teach_model_lookup(module: Any) -> None:
     """Let ``get_model`` and ``list_models`` see every concrete model, not only direct subclasses of the base.
 
-    A name is first compared with the classes' exact names, then with the aliases, and then without regard to case.
+    A name is first compared with the classes' exact names, then with the aliases, and then both without regard to case.
+    In snake case a model is listed under its alias, if it has one.
     """
     stock_list: Callable[[str], set[str]] = module.list_models
     spelling = {"snake": module.convert_to_snake_case, "pascal": str, "title": module.convert_to_title_case}
@@ -77,12 +78,15 @@ def _teach_model_lookup(module: Any) -> None:
     def list_models(case: str = "snake") -> set[str]:
         if case not in spelling:
             return stock_list(case)  # It says what is wrong.
-        return {spelling[case](model.__name__) for model in _concrete_subclasses(module.AnomalibModule)}
+        names = {model: spelling[case](model.__name__) for model in _concrete_subclasses(module.AnomalibModule)}
+        if case == "snake":
+            names |= {model: entry.name for entry, model in _loaded("anomalib.models")}
+        return set(names.values())
 
     @wraps(module._get_model_class_by_name)
     def look_up(name: str) -> type:
         models = list(_concrete_subclasses(module.AnomalibModule))
-        aliased = [entry.load() for entry in entry_points(group="anomalib.models", name=name)]
+        aliased = [entry.load() for entry in entry_points(group="anomalib.models") if entry.name == name.lower()]
         folded = module.convert_snake_to_pascal_case(name).lower()
         found: list[type] = [
             *(model for model in models if model.__name__ == name),

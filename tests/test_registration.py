@@ -73,7 +73,7 @@ def test_lookups_by_name() -> None:
 @pytest.mark.parametrize(
     ("case", "ours", "stock"),
     [
-        ("snake", {"ganomaly", "f_ano_g_a_n", "autoencoder"}, {"ganomaly", "padim", "efficient_ad"}),
+        ("snake", {"ganomaly", "f_anogan", "ae"}, {"ganomaly", "padim", "efficient_ad"}),
         ("pascal", {"GANomaly", "FAnoGAN", "Autoencoder"}, {"Ganomaly", "Padim", "EfficientAd"}),
         ("title", {"Ga Nomaly", "F Ano Gan", "Autoencoder"}, {"Ganomaly", "Padim", "Efficient Ad"}),
     ],
@@ -85,6 +85,14 @@ def test_list_of_models(case: str, ours: set[str], stock: set[str]) -> None:
     assert not {name for name in names if "detector" in name.lower()}
     with pytest.raises(UnknownModelError, match=r"no model 'DetectorModule': choose one of .*\bganomaly\b"):
         get_model("DetectorModule")
+
+
+@pytest.mark.parametrize("entry", entry_points(group="anomalib.models"), ids=lambda entry: entry.name)
+def test_listed_names_find_their_model(entry: EntryPoint) -> None:
+    """The table's name is what is listed, and it is found in capitals too."""
+    assert entry.name in list_models()
+    for name in (entry.name, entry.name.upper(), entry.load().__name__):
+        assert anomalib.models._get_model_class_by_name(name) is entry.load(), name
 
 
 def test_models_at_any_depth() -> None:
