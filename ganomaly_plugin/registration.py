@@ -68,8 +68,8 @@ def _concrete_subclasses(base: type[Any]) -> Iterator[type]:
 def _teach_model_lookup(module: Any) -> None:
     """Let ``get_model`` and ``list_models`` see every concrete model, not only direct subclasses of the base.
 
-    A name is first compared with the classes' exact names, then with the aliases, and then both without regard to case.
-    In snake case a model is listed under its alias, if it has one.
+    A name is first compared with the classes' names, then with the aliases, which are what snake case lists, and then
+    with the classes' names without regard to case.
     """
     stock_list: Callable[[str], set[str]] = module.list_models
     spelling = {"snake": module.convert_to_snake_case, "pascal": str, "title": module.convert_to_title_case}

@@ -18,8 +18,7 @@ SMALLEST_THRESHOLD = 1e-6
 """Keeps ``s / (s + t)`` finite where every validation score is zero, in half precision too."""
 
 
-ROUNDING = 1e-9
-"""Keeps ranks from being rounded up where a product is whole but for the rounding of its factors."""
+ROUNDING = 1e-9  # Ranks that are whole numbers but for the rounding of their factors are not rounded up.
 
 
 class OneClassThreshold(F1AdaptiveThreshold):
