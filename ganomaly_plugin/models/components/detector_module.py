@@ -131,10 +131,11 @@ class DetectorModule(AnomalibModule):
         Raises:
             ValueError: If the pre-processor makes images of another size than the space's.
         """
-        if self.input_size is not None and tuple(self.input_size) != space.image_size:
+        made = self.input_size  # Each look at it transforms an image.
+        if made is not None and tuple(made) != space.image_size:
             msg = (
-                f"The pre-processor makes images of {tuple(self.input_size)} pixels, but image_size is "
-                f"{space.image_size}: give both the same size."
+                f"The pre-processor makes images of {tuple(made)} pixels, but image_size is {space.image_size}: give "
+                "both the same size."
             )
             raise ValueError(msg)
         return self._pyramid(space.size, space.channels, bound=space.bound, **kwargs)
@@ -176,8 +177,7 @@ class DetectorModule(AnomalibModule):
         broken = {name: value for name, value in zip(losses, values, strict=True) if not abs(value) < float("inf")}
         if not broken:
             return
-        images: Any = batch.image
-        bad_pixels = ~images.isfinite().flatten(1).all(1)
+        bad_pixels = ~_images(batch).isfinite().flatten(1).all(1)
         if bad_pixels.any():
             advice = f"The pixels of {_names(batch, bad_pixels)} are not finite: repair or remove them."
         else:

@@ -16,9 +16,8 @@ logger = logging.getLogger(__name__)
 
 SMALLEST_THRESHOLD = 1e-6
 """Keeps ``s / (s + t)`` finite where every validation score is zero, in half precision too."""
-
-
-ROUNDING = 1e-9  # Ranks that are whole numbers but for the rounding of their factors are not rounded up.
+ROUNDING = 1e-9
+"""Keeps ranks that are whole numbers but for the rounding of their factors from being rounded up."""
 
 
 class OneClassThreshold(F1AdaptiveThreshold):

@@ -25,6 +25,7 @@ def latent_loss(latent: torch.Tensor, latent_of_reconstruction: torch.Tensor) ->
 
 def discriminator_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
     """Half the sum of the cross-entropies of calling targets real and reconstructions fake, from logits ``(B,)``."""
+    # Half of gan_loss.discriminator_loss, but for the rounding, which published trainings depend on.
     real = F.binary_cross_entropy_with_logits(real_logits, torch.ones_like(real_logits))
     fake = F.binary_cross_entropy_with_logits(fake_logits, torch.zeros_like(fake_logits))
     return (real + fake) / 2
