@@ -164,7 +164,7 @@ def test_command_line_names(capsys: pytest.CaptureFixture[str], arguments: list[
     assert config["model"]["class_path"] == expected
     assert config["model"]["init_args"]["latent_vec_size"] == 50
     assert config["data"]["class_path"] == "ganomaly_plugin.Digits"
-    assert config["data"]["init_args"]["abnormal_class"] == 3
+    assert config["data"]["init_args"]["abnormal_class"] == "3"
 
 
 @pytest.mark.parametrize(

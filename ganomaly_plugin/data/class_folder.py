@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Any classification set that lies in folders, one a class."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ class ClassFolder(OneVsRestDataModule):
 
     That code expects ``train/0.normal``, ``test/0.normal`` and ``test/1.abnormal``; with ``one_vs_rest="normal"`` and
     ``normal_class="0.normal"`` that is exactly what this trains and tests on. Classes are the names of the folders in
-    either split, in alphabetical order.
+    either split, in alphabetical order. Hidden folders and files, whose names start with a dot, are left out.
 
     Images of 8 bits and one and the same size of up to 64x64 pixels are decoded once and stay in memory; others are
     read from their files in each epoch.
@@ -38,7 +39,7 @@ class ClassFolder(OneVsRestDataModule):
 
     def __init__(self, root: Path | str, **kwargs: Any) -> None:
         self.root = Path(root)
-        folders = [folder for split in SPLITS for folder in (self.root / split).glob("*") if folder.is_dir()]
+        folders = [folder for split in SPLITS for folder in _visible(self.root / split) if folder.is_dir()]
         self.class_names = sorted({folder.name for folder in folders})
         if not self.class_names:
             msg = f"'{self.root}' holds no images: expected are folders '{self.root}/{{train,test}}/<class>'."
@@ -70,13 +71,18 @@ class ClassFolder(OneVsRestDataModule):
         for split in SPLITS:
             for label, class_name in enumerate(self.class_names):
                 folder = self.root / split / class_name
-                found = sorted(path for path in folder.glob("*") if path.suffix.lower() in IMG_EXTENSIONS)
+                found = sorted(path for path in _visible(folder) if path.suffix.lower() in IMG_EXTENSIONS)
                 if folder.is_dir() and not found:
                     msg = f"'{folder}' holds no image ({', '.join(IMG_EXTENSIONS)}): add some, or remove the folder."
                     raise FileNotFoundError(msg)
                 paths += found
                 labels += [label] * len(found)
         return paths, np.array(labels), np.array([path.parent.parent.name == "train" for path in paths])
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    """Yield what lies in a folder without what programs hide there (``.ipynb_checkpoints``, ``._image.png``)."""
+    return (path for path in folder.glob("*") if not path.name.startswith("."))
 
 
 def _decode_small(paths: list[Path]) -> npt.NDArray[np.uint8] | None:

@@ -21,6 +21,7 @@ from pandas import DataFrame
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Transform
 
+from ganomaly_plugin.data.class_names import ClassName, find_class
 from ganomaly_plugin.data.image_reader import publish
 from ganomaly_plugin.data.in_memory import InMemoryDataset
 from ganomaly_plugin.data.one_vs_rest import PROTOCOLS, Protocol, split_one_vs_rest
@@ -53,7 +54,8 @@ class OneVsRestDataModule(AnomalibDataModule):
             GANomaly paper). ``abnormal_official``: the same on the official splits, without a seed; anomalous images of
             both are for the test. ``normal``: the chosen class is normal, on the official splits (most later papers).
             AUROCs of different protocols are not comparable.
-        abnormal_class: The chosen class by name or number, for the first two protocols; the first class by default.
+        abnormal_class: The chosen class by name, or by number from 0 where no class has that name, for the first two
+            protocols; the first class by default. See :func:`~ganomaly_plugin.data.class_names.find_class`.
         normal_class: The chosen class for ``normal``; the first class by default.
         max_train_images: Training images at most, validation images held out from them included. ``None`` keeps all.
         max_test_images: Test images of each kind, normal and anomalous, at most. ``None`` keeps all.
@@ -84,8 +86,8 @@ class OneVsRestDataModule(AnomalibDataModule):
     def __init__(
         self,
         one_vs_rest: Protocol = "abnormal",
-        abnormal_class: int | str | None = None,
-        normal_class: int | str | None = None,
+        abnormal_class: ClassName | None = None,
+        normal_class: ClassName | None = None,
         max_train_images: int | None = None,
         max_test_images: int | None = None,
         train_batch_size: int = 64,
@@ -142,7 +144,7 @@ class OneVsRestDataModule(AnomalibDataModule):
         if arguments[unused] is not None:
             msg = f"{unused} is {arguments[unused]!r}, but with one_vs_rest={one_vs_rest!r} {used} chooses the class."
             raise ValueError(msg)
-        self.chosen_class = self._find_class(used, arguments[used])
+        self.chosen_class = find_class(used, arguments[used], self.class_names, self.synonyms)
         self.category = f"{one_vs_rest}-{self.class_names[self.chosen_class]}"
 
     @abstractmethod
@@ -165,18 +167,6 @@ class OneVsRestDataModule(AnomalibDataModule):
     def val_dataloader(self) -> EVAL_DATALOADERS:
         """Return the validation batches, none with ``val_split_mode="none"``."""
         return super().val_dataloader() if self.val_split_mode != ValSplitMode.NONE else []
-
-    def _find_class(self, argument: str, chosen: int | str | None) -> int:
-        if chosen is None:
-            return 0
-        known = {str(number): number for number in range(len(self.class_names))}
-        known |= {name.lower(): number for number, name in enumerate(self.class_names)}
-        name = str(chosen).lower()
-        name = self.synonyms.get(name, name)
-        if name not in known:
-            msg = f"{argument} is {chosen!r}, but must be one of {', '.join(self.class_names)}, or its number from 0."
-            raise ValueError(msg)
-        return known[name]
 
     def _setup(self, _stage: str | None = None) -> None:
         loaded = self.load()

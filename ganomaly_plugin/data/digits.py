@@ -12,6 +12,7 @@ from anomalib.utils.path import resolve_dataset_root
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from ganomaly_plugin.data.class_names import ClassName
 from ganomaly_plugin.data.datamodule import LabelledImages, OneVsRestDataModule
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class Digits(OneVsRestDataModule):
     def __init__(
         self,
         root: Path | str | None = "./datasets/Digits",
-        abnormal_class: int | str | None = None,
+        abnormal_class: ClassName | None = None,
         train_batch_size: int = 32,
         eval_batch_size: int = 32,
         **kwargs: Any,

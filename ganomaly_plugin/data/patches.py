@@ -18,6 +18,7 @@ from rich.progress import track
 from sklearn.metrics import roc_auc_score
 
 from ganomaly_plugin.data.class_folder import ClassFolder
+from ganomaly_plugin.data.class_names import ClassName
 from ganomaly_plugin.data.datamodule import LabelledImages
 from ganomaly_plugin.data.image_reader import read_image, read_mask
 
@@ -60,7 +61,7 @@ class Patches(ClassFolder):
         patch_size: int = 64,
         stride: int = 32,
         anomalous_fraction: float = 0.05,
-        normal_class: int | str = "0.normal",
+        normal_class: ClassName = "0.normal",
         **kwargs: Any,
     ) -> None:
         if not 0 < stride <= patch_size:
