@@ -68,7 +68,7 @@ def test_each_network_gets_its_own_gradient() -> None:
     expected = {
         name: torch.autograd.grad(objectives()[name], list(network.parameters())) for name, network in networks.items()
     }
-    model.backward(model.joint_training.join(objectives()))
+    model.backward(model.joint_training.join(objectives(), networks))
     for name, network in networks.items():
         for parameter, gradient in zip(network.parameters(), expected[name], strict=True):
             torch.testing.assert_close(parameter.grad, gradient)
@@ -86,7 +86,7 @@ def test_encoder_inverts_the_generator() -> None:
     for _ in range(400):
         losses = model.train().losses(digits[torch.randint(len(digits), (16,))])
         optimiser.zero_grad()
-        model.backward(model.joint_training.join(model.objectives(losses)))
+        model.backward(model.joint_training.join(model.objectives(losses), model.model.networks))
         optimiser.step()
         model.model.update_average()
     with torch.no_grad():

@@ -296,7 +296,7 @@ def test_gradient_accumulation_averages_the_batches() -> None:
             + loss.latent_loss(latent, other)
         )
         objectives = {"generator": generator_loss, "discriminator": loss.discriminator_loss(real[0], fake[0])}
-        twin.backward(twin.joint_training.join(objectives) / 2)
+        twin.backward(twin.joint_training.join(objectives, networks) / 2)
     optimizer.step()
     for expected, actual in zip(twin.model.networks.parameters(), model.model.networks.parameters(), strict=True):
         torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-4)

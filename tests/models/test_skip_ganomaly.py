@@ -83,7 +83,7 @@ def test_losses_by_hand() -> None:
     torch.testing.assert_close(losses["loss_discriminator"], discriminator_loss)
 
     wanted = torch.autograd.grad(discriminator_loss, list(networks["discriminator"].parameters()))
-    model.backward(model.joint_training.join(objectives))
+    model.backward(model.joint_training.join(objectives, networks))
     for parameter, gradient in zip(networks["discriminator"].parameters(), wanted, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
 

@@ -19,6 +19,7 @@ from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
+from torchmetrics import MeanMetric
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from ganomaly_plugin.models.components import export
@@ -42,8 +43,8 @@ class DetectorModule(AnomalibModule):
     :meth:`objectives` what its networks minimise.
 
     Logged per epoch: the torch model's losses in training; in validation ``val_score``, the mean raw score of the
-    normal images (monitor with mode ``min``), and ``image_AUROC`` (mode ``max``; NaN unless validation holds both
-    classes).
+    normal images (monitor with mode ``min``; NaN where there is none), and ``image_AUROC`` (mode ``max``; NaN unless
+    validation holds both classes).
 
     Args:
         n_features: Channels after the first convolution of each network.
@@ -109,6 +110,7 @@ class DetectorModule(AnomalibModule):
             Pyramid, n_features=n_features, latent_vec_size=latent_vec_size, max_features=max_features
         )
         self.joint_training = JointTraining()
+        self.val_score = MeanMetric(nan_strategy="disable")
         self.clips_gradients = False
         self.trained = False
         self.trained_on = "unknown"
@@ -160,7 +162,7 @@ class DetectorModule(AnomalibModule):
         """Compute the losses of all networks that this step trains.
 
         Returns:
-            ``loss``, one objective a network ``(N,)``, and the named losses.
+            ``loss``, the sum of the networks' objectives, and the named losses.
 
         Raises:
             ValueError: If a loss is not finite; the message says which, where and what to try.
@@ -170,7 +172,7 @@ class DetectorModule(AnomalibModule):
         if losses_are_checked(self.device, batch_idx):
             self._check_finite(losses, batch, batch_idx)
         self.log_dict(losses, on_step=False, on_epoch=True, batch_size=len(images), sync_dist=True)
-        return {**losses, "loss": self.joint_training.join(self.objectives(losses))}
+        return {**losses, "loss": self.joint_training.join(self.objectives(losses), self.model.networks)}
 
     def _check_finite(self, losses: dict[str, torch.Tensor], batch: ImageBatch, batch_idx: int) -> None:
         values = torch.stack(list(losses.values())).tolist()
@@ -200,7 +202,7 @@ class DetectorModule(AnomalibModule):
         return torch.optim.Adam(self.model.networks.parameters(), lr=settings["lr"], betas=betas, fused=fused)
 
     def backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
-        """Take each network's gradient of its own objective in ``loss`` ``(N,)``."""
+        """Take each network's gradient of its own objective in ``loss``, their sum."""
         del args, kwargs
         self.joint_training.backward(loss, self.model.networks)
 
@@ -210,14 +212,17 @@ class DetectorModule(AnomalibModule):
         self.model.update_average()
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> ImageBatch:
-        """Score one validation batch and log the mean raw score of its normal images."""
+        """Score one validation batch, and note the raw scores of its normal images."""
         del batch_idx
         self._score(batch)
-        if batch.gt_label is not None and not batch.gt_label.all():
+        if batch.gt_label is not None:
             scores: Any = batch.pred_score
-            normal = scores[~batch.gt_label]
-            self.log("val_score", normal.mean(), on_epoch=True, prog_bar=True, batch_size=len(normal), sync_dist=True)
+            self.val_score.update(scores[~batch.gt_label])
         return batch
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean raw score of the normal images, in every process, whether it saw one or not."""
+        self.log("val_score", self.val_score, prog_bar=True)
 
     def test_step(self, batch: ImageBatch, batch_idx: int, dataloader_idx: int = 0) -> ImageBatch:
         """Score one batch."""

@@ -30,22 +30,40 @@ class JointTraining:
 
     def __init__(self) -> None:
         self._names: tuple[str, ...] = ()
+        self._joined: torch.Tensor | None = None
 
-    def join(self, objectives: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return the scalar losses of this step's networks, by name, as one vector ``(N,)`` for the trainer."""
+    def join(self, objectives: Mapping[str, torch.Tensor], networks: nn.ModuleDict) -> torch.Tensor:
+        """Return the sum of the scalar losses of this step's networks, for the trainer.
+
+        Args:
+            objectives: The losses by the names of their networks.
+            networks: All networks by name.
+        """
         self._names = tuple(objectives)
-        return torch.stack(list(objectives.values()))
+        values = list(objectives.values())
+        if torch.distributed.is_initialized():  # Then every process waits for a gradient of each parameter.
+            idle = (network for name, network in networks.items() if name not in objectives)
+            values += [0 * torch.stack([each.sum() for each in network.parameters()]).sum() for network in idle]
+        self._joined = torch.stack(values)
+        return self._joined.sum()
 
-    def backward(self, losses: torch.Tensor, networks: nn.ModuleDict) -> None:
+    def backward(self, loss: torch.Tensor, networks: nn.ModuleDict) -> None:
         """Take each network's gradient, through the graph that all share.
 
         Args:
-            losses: What :meth:`join` returned, perhaps scaled by the trainer, ``(N,)``.
+            loss: What :meth:`join` returned, perhaps scaled by the trainer.
             networks: All networks by name.
         """
-        for number, name in enumerate(self._names):
-            parameters = list(networks[name].parameters())
-            losses[number].backward(inputs=parameters, retain_graph=number < len(self._names) - 1)
+        joined, self._joined = self._joined, None  # It holds the graph.
+        assert joined is not None  # noqa: S101  (a loss has been joined)
+        (scales,) = torch.autograd.grad(loss, joined, retain_graph=True)
+        idle = [name for name in networks if name not in self._names]
+        for number, name in enumerate([*self._names, *idle][: len(joined)]):
+            joined[number].backward(
+                scales[number], inputs=list(networks[name].parameters()), retain_graph=number < len(joined) - 1
+            )
+        for name in idle:
+            networks[name].zero_grad()
 
 
 class ReinitialiseCollapsed(Callback):

@@ -38,8 +38,10 @@ class OneClassThreshold(F1AdaptiveThreshold):
         self.normal_quantile = normal_quantile
 
     def compute(self) -> torch.Tensor:
-        """Return the threshold, a scalar in the unit of the scores."""
+        """Return the threshold, a scalar in the unit of the scores, NaN without scores."""
         scores = dim_zero_cat(self.preds).flatten()
+        if not len(scores):
+            return scores.new_tensor(float("nan"))
         if self._has_anomalous_samples():
             smallest = super().compute()  # anomalib's search calls scores anomalous that equal its threshold.
             normal = scores[scores < smallest]
@@ -120,12 +122,9 @@ class OneClassPostProcessor(PostProcessor):
         maps, labels = outputs.anomaly_map, outputs.gt_label
         if not self.enable_thresholding or outputs.gt_mask is not None or maps is None or labels is None:
             return
-        normal = ~labels
-        if normal.any():
-            masks = torch.zeros_like(maps[normal], dtype=torch.bool)
-            self._pixel_threshold_metric.update(
-                ImageBatch(image=image[normal], anomaly_map=maps[normal], gt_mask=masks)
-            )
+        normal = ~labels  # Perhaps none, but processes that train together compute the metric together.
+        masks = torch.zeros_like(maps[normal], dtype=torch.bool)
+        self._pixel_threshold_metric.update(ImageBatch(image=image[normal], anomaly_map=maps[normal], gt_mask=masks))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute the thresholds, and note whose weights they belong to."""
