@@ -14,6 +14,7 @@ from anomalib.data import Folder
 from anomalib.engine import Engine
 from anomalib.models import AnomalibModule
 from jsonargparse._parameter_resolvers import get_signature_parameters
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from ganomaly_plugin import GANomaly
@@ -217,3 +218,47 @@ def test_arguments_have_names(entry: EntryPoint) -> None:
     """Positions would change their meaning whenever a model gets an argument."""
     with pytest.raises(TypeError, match="takes 1 positional argument but 2 were given"):
         entry.load()(32)
+
+
+class StopAtOnce(Callback):
+    """Ends a training before its first step."""
+
+    def on_train_start(self, trainer: Trainer, _pl_module: LightningModule) -> None:
+        trainer.should_stop = True
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({}, None),
+        ({"max_epochs": 3}, 3),
+        ({"max_epochs": 1000}, 1000),
+        ({"max_steps": 7}, -1),
+        ({"max_epochs": -1, "max_steps": 7}, -1),
+        ({"max_time": {"minutes": 1}}, -1),
+    ],
+    ids=str,
+)
+@every_model()
+def test_length_of_a_training(
+    entry: EntryPoint, tmp_path: Path, datamodule: Folder, limits: dict[str, Any], expected: int | None
+) -> None:
+    """A documented number of epochs, which any limit of the user's replaces."""
+    model = entry.load()(image_size=32, n_features=4, latent_vec_size=4, visualizer=False)
+    engine = build_engine(tmp_path, callbacks=[StopAtOnce()], **({"max_epochs": None} | limits))
+    engine.fit(model, datamodule=datamodule)
+    assert engine.trainer.max_epochs == (expected or type(model).default_epochs)
+
+
+def test_length_of_a_training_from_the_environment(
+    tmp_path: Path, datamodule: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning's variables are limits of the user's as well, and a trainer of Lightning's obeys like anomalib's."""
+    for value, expected in (("4", 4), (None, 15)):
+        if value:
+            monkeypatch.setenv("PL_TRAINER_MAX_EPOCHS", value)
+        else:
+            monkeypatch.delenv("PL_TRAINER_MAX_EPOCHS")
+        trainer = Trainer(default_root_dir=tmp_path, accelerator="cpu", callbacks=[StopAtOnce()], logger=False)
+        trainer.fit(small_ganomaly(), datamodule=datamodule)
+        assert trainer.max_epochs == expected

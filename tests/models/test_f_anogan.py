@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """f-AnoGAN."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from anomalib.data import Folder
 from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch.callbacks import LambdaCallback, Timer
 
 from ganomaly_plugin import FAnoGAN
 from ganomaly_plugin.models.f_anogan import loss
@@ -174,5 +176,40 @@ def test_second_fit_divides_its_own_steps(tmp_path: Path, datamodule: Folder) ->
 def test_endless_training_is_refused(tmp_path: Path, datamodule: Folder) -> None:
     """Nobody knows half of it."""
     model = FAnoGAN(image_size=32, n_features=4, latent_vec_size=4, visualizer=False)
-    with pytest.raises(ValueError, match=r"set trainer.max_epochs or trainer.max_steps"):
+    with pytest.raises(ValueError, match=r"set trainer.max_epochs, trainer.max_steps or trainer.max_time"):
         build_engine(tmp_path, max_epochs=-1).fit(model, datamodule=datamodule)
+
+
+@pytest.mark.parametrize("limits", [{"max_epochs": -1}, {"max_epochs": None}, {"max_epochs": 100_000}], ids=str)
+def test_phases_of_a_training_limited_by_time(tmp_path: Path, datamodule: Folder, limits: dict[str, Any]) -> None:
+    """A clock that is set by hand: the encoder begins when the GAN has had half of the seconds."""
+
+    class Clock(Timer):
+        """A second a batch."""
+
+        seconds = 0
+
+        def time_elapsed(self, stage: str = "train") -> float:
+            return self.seconds if stage == "train" else 0
+
+        def on_train_batch_end(self, trainer: Any, *args: Any, **kwargs: Any) -> None:
+            self.seconds += 1
+            super().on_train_batch_end(trainer, *args, **kwargs)
+
+    model = FAnoGAN(image_size=32, n_features=4, latent_vec_size=4, visualizer=False)
+    for seconds in (10, 6):
+        engine = build_engine(tmp_path, callbacks=[Clock(timedelta(seconds=seconds))], **limits)
+        engine.fit(model, datamodule=datamodule)
+        assert (model.gan_steps, engine.trainer.global_step) == (seconds // 2, seconds)
+
+
+def test_training_without_second_phase_is_reported(
+    tmp_path: Path, datamodule: Folder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A stop before the encoder has begun, and none."""
+    model = FAnoGAN(image_size=32, n_features=4, latent_vec_size=4, visualizer=False)
+    stop = LambdaCallback(on_train_epoch_end=lambda trainer, _module: setattr(trainer, "should_stop", True))
+    for epochs, reported in ((4, True), (1, False)):
+        caplog.clear()
+        build_engine(tmp_path, max_epochs=epochs, callbacks=[stop]).fit(model, datamodule=datamodule)
+        assert ("ended after 4 steps, in its first phase" in caplog.text) == reported

@@ -19,9 +19,12 @@ from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.trainer.states import TrainerFn
 from torchmetrics import MeanMetric
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
+from ganomaly_plugin import image_reader
 from ganomaly_plugin.models.components import export
 from ganomaly_plugin.models.components.checks import check_adam
 from ganomaly_plugin.models.components.dcgan import Pyramid
@@ -41,6 +44,8 @@ class DetectorModule(AnomalibModule):
 
     A subclass builds its torch model, ``self.model``, from :meth:`build_space` and :meth:`build_pyramid`, and says in
     :meth:`objectives` what its networks minimise.
+
+    A training takes ``default_epochs`` epochs, unless ``trainer.max_epochs``, ``max_steps`` or ``max_time`` limits it.
 
     Logged per epoch: the torch model's losses in training; in validation ``val_score``, the mean raw score of the
     normal images (monitor with mode ``min``; NaN where there is none), and ``image_AUROC`` (mode ``max``; NaN unless
@@ -76,6 +81,8 @@ class DetectorModule(AnomalibModule):
     """Hyper-parameters that a checkpoint and the model it is loaded into must share."""
     renamed_weights: ClassVar[dict[str, str]] = {"model.smooth.": "model.space.smooth."}
     """Prefixes of weights' names in checkpoints of version 0.1.0, and today's."""
+    default_epochs: ClassVar[int] = 15
+    """Epochs of a training whose length the user does not limit."""
     training_callbacks: ClassVar[tuple[type[Callback], ...]] = ()
     """Callbacks that the training needs besides anomalib's."""
 
@@ -98,6 +105,7 @@ class DetectorModule(AnomalibModule):
     ) -> None:
         check_adam(lr, beta1, beta2)
         size = _pair(image_size)
+        image_reader.install()
         super().__init__(
             pre_processor=self.configure_pre_processor(size) if pre_processor is True else pre_processor,
             post_processor=post_processor,
@@ -115,6 +123,11 @@ class DetectorModule(AnomalibModule):
         self.trained = False
         self.trained_on = "unknown"
         self._rng_state: torch.Tensor | None = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickled model, such as a PyTorch export, with the reader that it was trained with."""
+        image_reader.install()
+        super().__setstate__(state)
 
     def build_space(self) -> Space:
         """Build what the networks reconstruct: pixels.
@@ -350,6 +363,18 @@ class DetectorModule(AnomalibModule):
 
     _post_training_quantization_ov = staticmethod(export.quantise)
     _accuracy_control_quantization_ov = staticmethod(export.quantise_with_accuracy_control)
+
+    @AnomalibModule.trainer.setter  # type: ignore[attr-defined]  # mypy takes the property for a function.
+    def trainer(self, trainer: Any) -> None:
+        """Attach a trainer, and limit a training that nothing else limits to ``default_epochs``."""
+        stock: Any = AnomalibModule.trainer
+        stock.__set__(self, trainer)
+        if trainer is None or trainer.state.fn != TrainerFn.FITTING:
+            return
+        timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)
+        if trainer.max_epochs is None and trainer.max_steps == -1 and not timed:
+            epochs = trainer.fit_loop.max_epochs = self.default_epochs
+            logger.info("%s trains %d epochs; trainer.max_epochs changes it.", type(self).__name__, epochs)
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from anomalib.data import ImageBatch
+from lightning.pytorch.callbacks import Timer
 
 from ganomaly_plugin.models.components.checks import check_at_least, check_fraction
 from ganomaly_plugin.models.components.detector_module import DetectorModule
@@ -31,17 +32,20 @@ class FAnoGAN(DetectorModule):
         latent_vec_size: Length of the latent code.
         beta1: Adam's decay rate of the first moment.
         beta2: Adam's decay rate of the second moment.
-        gan_fraction: Fraction of the training that the GAN gets, in [0, 1]; the encoder gets the rest.
+        gan_fraction: Fraction of the training that the GAN gets, in [0, 1]; the encoder gets the rest. It is a fraction
+            of the steps, or of ``trainer.max_time`` where that ends first.
         critic_steps: Steps of the critic for one of the generator. The authors take 5; short trainings cannot.
         penalty: Weight of the gradient penalty.
         kappa: Weight of the critic's features in the encoder's loss and in the score.
         **kwargs: Arguments of :class:`~ganomaly_plugin.models.components.detector_module.DetectorModule`.
 
     Attributes:
-        gan_steps: Optimiser steps of the first phase, ``None`` before training; kept in checkpoints.
+        gan_steps: Optimiser steps of the first phase, ``None`` before training and as long as only time limits it; kept
+            in checkpoints.
     """
 
     model: FAnoGANModel
+    default_epochs = 30
 
     def __init__(
         self,
@@ -77,17 +81,41 @@ class FAnoGAN(DetectorModule):
         super().on_fit_start()
         if self.trainer.ckpt_path is None or self.gan_steps is None:
             steps = self.trainer.estimated_stepping_batches
-            if steps == float("inf"):
-                msg = "f-AnoGAN divides a training into two phases: set trainer.max_epochs or trainer.max_steps."
+            if steps == float("inf") and self._timer is None:
+                msg = (
+                    "f-AnoGAN divides a training into two phases: set trainer.max_epochs, trainer.max_steps or "
+                    "trainer.max_time."
+                )
                 raise ValueError(msg)
-            self.gan_steps = round(self.hparams["gan_fraction"] * steps)
+            self.gan_steps = None if steps == float("inf") else round(self.hparams["gan_fraction"] * steps)
+
+    @property
+    def _timer(self) -> Timer | None:
+        """What ends the training after some time, if anything does."""
+        timers = (callback for callback in self.trainer.callbacks if isinstance(callback, Timer))
+        return next((timer for timer in timers if timer.time_remaining() is not None), None)
 
     def on_train_batch_start(self, batch: ImageBatch, batch_idx: int) -> None:
-        """Enter the second phase at step ``gan_steps``."""
-        del batch, batch_idx
+        """Enter the second phase at step ``gan_steps``, or when the first has taken its fraction of the time."""
+        del batch
+        if not self.encodes and self._timer is not None and batch_idx % self.trainer.accumulate_grad_batches == 0:
+            elapsed, remaining = self._timer.time_elapsed(), self._timer.time_remaining()
+            assert remaining is not None  # noqa: S101  (or there were no timer)
+            time_is_up = elapsed >= self.hparams["gan_fraction"] * (elapsed + remaining)
+            if self.trainer.strategy.broadcast(time_is_up):
+                self.gan_steps = self.global_step
         if self.global_step == self.gan_steps:
             logger.info("f-AnoGAN's encoder begins in epoch %d.", self.current_epoch)
             self.model.begin_encoding()
+
+    def on_train_end(self) -> None:
+        """Warn where the encoder was not trained."""
+        if not self.encodes:
+            logger.warning(
+                "The training ended after %d steps, in its first phase, so the encoder is untrained and scores mean "
+                "nothing: resume it, or set a smaller gan_fraction.",
+                self.global_step,
+            )
 
     def losses(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the losses of this phase."""
