@@ -38,6 +38,9 @@ PRIVATE = {
 
 PATCHED = {
     "anomalib.cli.pipelines.PIPELINE_REGISTRY": "gets the pipelines of the entry points",
+    "anomalib.data.AnomalibDataset.__getitem__": "a mask is turned with its image, whose path its reader is not told",
+    "anomalib.data.AnomalibDataset.__reduce_ex__": "processes that are not forked read as this one does",
+    "anomalib.data.PredictDataset.__reduce_ex__": "the same",
     "anomalib.data.utils.image.read_image": "keeps the range of deep images and the orientation of photographs",
     "anomalib.data.utils.image.read_mask": "the same for masks",
     "anomalib.models.ALLOWED_MODULES": "gets the modules of the entry points",

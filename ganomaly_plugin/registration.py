@@ -34,10 +34,6 @@ def register(module: ModuleType) -> None:
     if module.__name__ == "anomalib.models":
         module.ALLOWED_MODULES.update(entry.module for entry in entry_points(group="anomalib.models"))
         _teach_model_lookup(module)
-    else:
-        from ganomaly_plugin.data import image_reader
-
-        image_reader.install()
     _teach_command_line()
 
 

@@ -24,12 +24,14 @@ PACKAGE = "ganomaly_plugin"
 
 MAY_IMPORT = {
     "image_file": set(),
-    "data": {"image_file"},
+    "image_reader": {"image_file"},
+    "data": {"image_file", "image_reader"},
     "edge": {"image_file"},
-    "models": set(),
-    "compare": {"data", "models", "edge", "image_file"},
-    "registration": {"data"},
+    "models": {"image_reader"},
+    "compare": {"data", "models", "edge", "image_file", "image_reader", "startup"},
+    "registration": set(),
     "startup": {"registration"},
+    "__main__": {"startup"},
     "private_api": set(),
 }
 """What each part of the package may import from the others."""

@@ -3,10 +3,14 @@
 
 from typing import TYPE_CHECKING
 
+from ganomaly_plugin import startup
+
 if TYPE_CHECKING:
     from .comparison import compare
 
 __all__ = ["compare"]
+
+startup.install()  # The runs' processes know the names also where the start-up hook is off.
 
 
 def __getattr__(name: str) -> object:

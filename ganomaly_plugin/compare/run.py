@@ -29,6 +29,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 
+from ganomaly_plugin import image_reader
 from ganomaly_plugin.compare.grid import FAILURE, Run
 from ganomaly_plugin.compare.metrics import count_pixels, image_metrics, pixel_metrics
 
@@ -55,6 +56,7 @@ def build_datamodule(run: Run) -> AnomalibDataModule:
     Raises:
         ValueError: If a class or an argument does not exist, or a value is refused; the message names the run.
     """
+    image_reader.install()  # All models of a comparison see the same pixels.
     datamodule: AnomalibDataModule = _build(run, "data", AnomalibDataModule, run.data_config, {"seed": run.seed})
     return datamodule
 

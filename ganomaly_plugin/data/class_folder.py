@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 from rich.progress import track
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ganomaly_plugin.data.datamodule import LabelledImages, OneVsRestDataModule
-from ganomaly_plugin.image_file import decode, to_rgb
+from ganomaly_plugin.image_file import decode, read_size, to_rgb
 
 SPLITS = ("train", "test")
 SMALL = 64 * 64
@@ -87,16 +86,13 @@ def _visible(folder: Path) -> Iterator[Path]:
 
 def _decode_small(paths: list[Path]) -> npt.NDArray[np.uint8] | None:
     """Return the images as ``(N, H, W, 3)`` if they are small, of one size and of 8 bits, otherwise ``None``."""
-    sizes = set()
-    for path in paths:
-        with Image.open(path) as image:
-            sizes.add((image.width, image.height))
-        if len(sizes) > 1 or image.width * image.height > SMALL:
-            return None
-    images = np.empty((len(paths), *sizes.pop()[::-1], 3), dtype=np.uint8)
+    height, width = read_size(paths[0])
+    if height * width > SMALL:
+        return None
+    images = np.empty((len(paths), height, width, 3), dtype=np.uint8)
     for target, path in zip(images, track(paths, "Reading images", transient=True), strict=True):
         pixels = decode(path, to_rgb)
-        if pixels.dtype != np.uint8:
+        if pixels.dtype != np.uint8 or pixels.shape != target.shape:
             return None
         target[:] = pixels
     return images

@@ -18,13 +18,15 @@ from anomalib.data.utils.split import random_split
 from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
 from lightning.pytorch.utilities.types import EVAL_DATALOADERS, TRAIN_DATALOADERS
 from pandas import DataFrame
+from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Transform
 
 from ganomaly_plugin.data.class_names import ClassName, find_class
-from ganomaly_plugin.data.image_reader import publish
 from ganomaly_plugin.data.in_memory import InMemoryDataset
+from ganomaly_plugin.data.named_dataset import NamedDataset
 from ganomaly_plugin.data.one_vs_rest import PROTOCOLS, Protocol, split_one_vs_rest
+from ganomaly_plugin.image_reader import install, publish
 
 SYNTHETIC_SIZE = 32
 """Smallest power of two, in pixels, that anomalib's synthetic anomalies always fit; below 17 they fail at random."""
@@ -34,7 +36,7 @@ class LabelledImages(NamedTuple):
     """A whole classification set."""
 
     paths: Sequence[str]
-    """Name of each image, unique; a file of that name where ``images`` is ``None``."""
+    """Name of each image, unique: its file, where the images are not in memory."""
     labels: npt.NDArray[np.int64]
     """Class of each image, an index into the datamodule's ``class_names``."""
     is_train: npt.NDArray[np.bool_]
@@ -121,6 +123,7 @@ class OneVsRestDataModule(AnomalibDataModule):
             if limit is not None and limit < 1:
                 msg = f"{name} is {limit}, but must be at least 1, or None for all images."
                 raise ValueError(msg)
+        install()
         super().__init__(
             train_batch_size=train_batch_size,
             eval_batch_size=eval_batch_size,
@@ -170,8 +173,7 @@ class OneVsRestDataModule(AnomalibDataModule):
 
     def _setup(self, _stage: str | None = None) -> None:
         loaded = self.load()
-        if loaded.images is not None:
-            publish(loaded.paths, loaded.images)
+        publish(self)
         split = split_one_vs_rest(self.one_vs_rest, loaded.labels, loaded.is_train, self.chosen_class, seed=self.seed)
         generator = np.random.default_rng(self.seed)
         self.train_data = _draw(self._dataset(loaded, split.train, Split.TRAIN), self.max_train_images, generator)
@@ -190,19 +192,33 @@ class OneVsRestDataModule(AnomalibDataModule):
             },
         )
         samples.attrs["task"] = "classification"
-        if loaded.images is not None:
-            return InMemoryDataset(samples, loaded.images)
+        return self.build_dataset(samples, loaded.images)
+
+    def build_dataset(self, samples: DataFrame, images: npt.NDArray[np.uint8] | None) -> AnomalibDataset:
+        """Return a data set of some images, in memory or in their files."""
+        if images is not None:
+            return InMemoryDataset(samples, images)
         dataset = AnomalibDataset()
         dataset.samples = samples
         return dataset
 
+    def find_image(self, name: str) -> Image.Image | None:
+        """Return the image of a name, for images that have no file."""
+        for subset in ("train_data", "val_data", "test_data"):
+            data = getattr(self, subset, None)
+            if isinstance(data, NamedDataset):
+                row = int(data.samples.image_path.searchsorted(name))  # The samples are in the order of the names.
+                if row < len(data) and data.samples.image_path[row] == name:
+                    return data.to_picture(data.samples.iloc[row])
+        return None
+
     def _create_val_split(self) -> None:
         """Create the validation set as anomalib does, but give its noise the files that it reads."""
-        if self.val_split_mode != ValSplitMode.SYNTHETIC or not isinstance(self.train_data, InMemoryDataset):
+        if self.val_split_mode != ValSplitMode.SYNTHETIC or not isinstance(self.train_data, NamedDataset):
             super()._create_val_split()
             return
         self.train_data, held_out = random_split(self.train_data, self.val_split_ratio, seed=self.seed)
-        assert isinstance(held_out, InMemoryDataset)  # noqa: S101  (as the set that it was split from)
+        assert isinstance(held_out, NamedDataset)  # noqa: S101  (as the set that it was split from)
         folder = tempfile.mkdtemp()
         weakref.finalize(self, shutil.rmtree, folder)
         self.val_data = SyntheticAnomalyDataset(

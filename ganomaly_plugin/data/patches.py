@@ -1,28 +1,130 @@
 # SPDX-License-Identifier: Apache-2.0
 """Large images as overlapping patches, the way the paper's baggage set was made, and the way back."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
-from anomalib.data import ImageBatch, ImageItem
-from anomalib.data.utils.tiler import ImageUpscaleMode, Tiler
+from anomalib.data import AnomalibDataset, ImageBatch, ImageItem
+from anomalib.data.utils.tiler import ImageUpscaleMode, Tiler, compute_new_image_size, upscale_image
 from anomalib.utils.path import generate_output_filename
 from anomalib.visualization import ImageVisualizer
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from rich.progress import track
 from sklearn.metrics import roc_auc_score
+from torchvision.transforms.v2.functional import to_dtype
 
 from ganomaly_plugin.data.class_folder import ClassFolder
 from ganomaly_plugin.data.class_names import ClassName
 from ganomaly_plugin.data.datamodule import LabelledImages
-from ganomaly_plugin.data.image_reader import read_image, read_mask
+from ganomaly_plugin.data.named_dataset import NamedDataset
+from ganomaly_plugin.image_file import decode, read_size, to_rgb
+from ganomaly_plugin.image_reader import read_image, read_mask
 
 BOX_COLUMNS = ["image", "x_min", "y_min", "x_max", "y_max"]
+
+CACHE_BYTES = 2**30
+"""Decoded images that stay in memory at most, in each process."""
+
+
+class Cutter:
+    """Cuts single patches out of image files. The images that were used last stay decoded, in their own depth.
+
+    Args:
+        side: Side of a patch in pixels.
+        stride: Pixels from one patch to the next.
+    """
+
+    def __init__(self, side: int, stride: int) -> None:
+        self.side = side
+        self.stride = stride
+        self._decoded: OrderedDict[Path, npt.NDArray[Any]] = OrderedDict()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Cutter":
+        """Share the decoded images: anomalib makes a deep copy of the data set for every subset."""
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the decoded images out of what goes to another process."""
+        return self.__dict__ | {"_decoded": OrderedDict()}
+
+    def count(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the rows and columns of patches that cover an image of some height and width to the border."""
+        rows, columns = ((length - self.side) // self.stride + 1 for length in self._enlarged(size))
+        return rows, columns
+
+    def cut(self, path: Path, number: int) -> npt.NDArray[Any]:
+        """Return a patch, uint8 ``(side, side, 3)``, or float32 ``(side, side, 1)`` in [0, 1] of deep grey.
+
+        Args:
+            path: File of the image.
+            number: Number of the patch, row by row.
+        """
+        pixels = self._decode(path)
+        size = pixels.shape[:2]
+        places = divmod(number, self.count(size)[1])
+        rows, columns = (
+            _enlarge(old, new)[place * self.stride : place * self.stride + self.side]
+            for old, new, place in zip(size, self._enlarged(size), places, strict=True)
+        )
+        return pixels[rows[:, np.newaxis], columns]
+
+    def _enlarged(self, size: tuple[int, ...]) -> tuple[int, int]:
+        height, width = compute_new_image_size(size, (self.side, self.side), (self.stride, self.stride))
+        return height, width
+
+    def _decode(self, path: Path) -> npt.NDArray[Any]:
+        if path not in self._decoded:
+            pixels = decode(path, to_rgb)
+            # The channels of deep images are equal.
+            self._decoded[path] = pixels if pixels.dtype == np.uint8 else pixels[..., :1].astype(np.float32)
+            while len(self._decoded) > 1 and sum(image.nbytes for image in self._decoded.values()) > CACHE_BYTES:
+                self._decoded.popitem(last=False)
+        self._decoded.move_to_end(path)
+        return self._decoded[path]
+
+
+@cache
+def _enlarge(length: int, enlarged: int) -> npt.NDArray[np.int64]:
+    """Return which pixel of a line each pixel of the enlarged line shows, as anomalib's tiler enlarges."""
+    line = torch.arange(length, dtype=torch.float32).view(1, 1, 1, length)
+    shown = upscale_image(line, (1, enlarged), ImageUpscaleMode.INTERPOLATION)
+    return shown.flatten().long().numpy()
+
+
+class PatchDataset(NamedDataset):
+    """Patches that are cut when they are read. The name of a patch is that of its image's file and its number.
+
+    Args:
+        samples: The columns of :class:`~ganomaly_plugin.data.named_dataset.NamedDataset`.
+        cutter: Cuts the patches.
+    """
+
+    def __init__(self, samples: pd.DataFrame, cutter: Cutter) -> None:
+        super().__init__(samples)
+        self.cutter = cutter
+
+    def read(self, rows: pd.DataFrame) -> torch.Tensor:
+        """Return patches in colour."""
+        patches = [torch.from_numpy(self._cut(name)).permute(2, 0, 1) for name in rows.image_path]
+        return torch.stack([to_dtype(patch, torch.float32, scale=True).expand(3, -1, -1) for patch in patches])
+
+    def to_picture(self, row: Any) -> Image.Image:
+        """Return a patch with 8 bits a channel, or in deep grey with 16."""
+        pixels = self._cut(row.image_path)
+        if pixels.dtype == np.uint8:
+            return Image.fromarray(pixels)
+        return Image.fromarray((pixels[..., 0] * 65535).round().astype(np.uint16))
+
+    def _cut(self, name: str) -> npt.NDArray[Any]:
+        return self.cutter.cut(Path(name).parent, int(Path(name).stem))
 
 
 class Patches(ClassFolder):
@@ -34,10 +136,10 @@ class Patches(ClassFolder):
 
     * a mask ``<root>/ground_truth/<class>/<name of the image>.png``, anything but black being anomalous, or
     * rows of ``<root>/boxes.csv``, with the columns ``image`` (path below the root), ``x_min``, ``y_min``, ``x_max``
-      and ``y_max`` in pixels, the maxima excluded.
+      and ``y_max`` in pixels of the image the right way up, the maxima excluded.
 
-    Patches of an anomalous image without an annotation are all anomalous. All patches stay in memory, 12 kB each at 64
-    pixels.
+    Patches of an anomalous image without an annotation are all anomalous. Patches are cut when they are read, in the
+    full depth of their images, of which up to 1 GiB stays decoded in each process.
 
     Args:
         root: Folder that holds ``train`` and ``test``.
@@ -72,36 +174,42 @@ class Patches(ClassFolder):
             raise ValueError(msg)
         super().__init__(root, one_vs_rest="normal", normal_class=normal_class, **kwargs)
         self.tiler = Tiler(patch_size, stride, mode=ImageUpscaleMode.INTERPOLATION)
+        self.cutter = Cutter(patch_size, stride)
         self.anomalous_fraction = anomalous_fraction
 
     def load(self) -> LabelledImages:
-        """Cut all images.
+        """Return the names and labels of all patches.
 
         Raises:
             FileNotFoundError: If a folder or a box file's entry has no image.
+            UnreadableImageError: If a file holds no image.
             ValueError: If an image is smaller than a patch, a mask has another size than its image, or the box file
                 lacks a column or holds an empty box.
         """
         paths, labels, is_train = self.find_files()
         boxes = self._read_boxes(paths)
-        patches, patch_labels, names = [], [], []
-        for path, label in zip(track(paths, "Cutting images", transient=True), labels, strict=True):
-            pixels = torch.as_tensor(read_image(path, as_tensor=True))
-            tiles = self._cut(pixels, path)
-            mask = None if label == self.chosen_class else self._read_annotation(path, pixels.shape[-2:], boxes)
-            is_anomalous = np.full(len(tiles), True)
+        patch_labels, names = [], []
+        for path, label in zip(track(paths, "Looking at images", transient=True), labels, strict=True):
+            size = read_size(path)
+            self._check_size(size, path)
+            rows, columns = self.cutter.count(size)
+            mask = None if label == self.chosen_class else self._read_annotation(path, size, boxes)
+            is_anomalous = np.full(rows * columns, True)
             if mask is not None:
-                is_anomalous = self._cut(mask, path).mean((1, 2, 3)).numpy() >= self.anomalous_fraction
-            patches.append((tiles * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy())
+                is_anomalous = self.tiler.tile(mask).mean((1, 2, 3)).numpy() >= self.anomalous_fraction
             patch_labels.append(np.where(is_anomalous, label, self.chosen_class))
-            names.append(_patch_names(path, len(tiles)))
-        counts = [len(group) for group in names]
+            names.append(_patch_names(path, rows * columns))
         return LabelledImages(
             paths=[name for group in names for name in group],
             labels=np.concatenate(patch_labels),
-            is_train=np.repeat(is_train, counts),
-            images=np.concatenate(patches),
+            is_train=np.repeat(is_train, [len(group) for group in names]),
+            images=None,
         )
+
+    def build_dataset(self, samples: pd.DataFrame, images: npt.NDArray[np.uint8] | None) -> AnomalibDataset:
+        """Return a data set of patches."""
+        del images
+        return PatchDataset(samples, self.cutter)
 
     def assemble(self, predictions: Sequence[ImageBatch]) -> list[ImageItem]:
         """Put the predictions of patches together, one item a full image.
@@ -125,7 +233,7 @@ class Patches(ClassFolder):
 
     def _assemble_one(self, path: Path, patches: dict[str, tuple[ImageBatch, int]]) -> ImageItem:
         pixels = torch.as_tensor(read_image(path, as_tensor=True))
-        names = _patch_names(path, len(self._cut(pixels, path)))  # Tells the tiler the image's size as well.
+        names = _patch_names(path, len(self.tiler.tile(pixels)))  # Tells the tiler the image's size as well.
         missing = [name for name in names if name not in patches]
         if missing:
             msg = (
@@ -147,16 +255,13 @@ class Patches(ClassFolder):
             item.anomaly_map = self.tiler.untile(maps.unsqueeze(1)).squeeze(1)[0]
         return item
 
-    def _cut(self, image: torch.Tensor, path: Path) -> torch.Tensor:
-        """Return the patches of an image ``(C, H, W)``, row by row, ``(N, C, patch_size, patch_size)``."""
-        side = self.tiler.tile_size_h
-        if min(image.shape[-2:]) < side:
+    def _check_size(self, size: tuple[int, int], path: Path) -> None:
+        if min(size) < self.cutter.side:
             msg = (
-                f"'{path}' has {tuple(image.shape[-2:])} pixels, less than a patch of {side}: choose a smaller "
-                "patch_size, or take the image out."
+                f"'{path}' has {size} pixels, less than a patch of {self.cutter.side}: choose a smaller patch_size, or "
+                "take the image out."
             )
             raise ValueError(msg)
-        return self.tiler.tile(image)
 
     def _read_boxes(self, paths: list[Path]) -> pd.DataFrame | None:
         file = self.root / "boxes.csv"
@@ -178,13 +283,13 @@ class Patches(ClassFolder):
             raise ValueError(msg)
         return boxes
 
-    def _read_annotation(self, path: Path, size: torch.Size, boxes: pd.DataFrame | None) -> torch.Tensor | None:
+    def _read_annotation(self, path: Path, size: tuple[int, int], boxes: pd.DataFrame | None) -> torch.Tensor | None:
         """Return the anomalous pixels of an image as ones, ``(1, H, W)``, or ``None`` where nothing is annotated."""
         mask_path = self.root / "ground_truth" / path.parent.name / f"{path.stem}.png"
         if mask_path.exists():
-            mask = torch.as_tensor(read_mask(mask_path, as_tensor=True)).float().unsqueeze(0)
+            mask = torch.as_tensor(read_mask(mask_path, as_tensor=True, annotated=path)).float().unsqueeze(0)
             if mask.shape[1:] != size:
-                msg = f"'{mask_path}' has {tuple(mask.shape[1:])} pixels, but its image {tuple(size)}: make them equal."
+                msg = f"'{mask_path}' has {tuple(mask.shape[1:])} pixels, but its image {size}: make them equal."
                 raise ValueError(msg)
             return mask
         if boxes is None:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The labelled sets, each on real images, by the paper's protocol and the others."""
 
+import gc
 import hashlib
 import pickle
+import weakref
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -19,8 +21,8 @@ from torchvision import datasets
 from torchvision.transforms.v2 import Resize
 
 from ganomaly_plugin import CIFAR10, MNIST, ClassFolder, Digits, FashionMNIST, GANomaly
-from ganomaly_plugin.data.image_reader import read_image
 from ganomaly_plugin.data.in_memory import InMemoryDataset
+from ganomaly_plugin.image_reader import read_image
 from tests.engine import build_engine
 
 from .datamodule_tester import DatamoduleTester, make_layout
@@ -325,6 +327,35 @@ def test_small_deep_images_keep_their_precision(tmp_path: Path) -> None:
     datamodule.setup()
     levels = [float(item.image.mean()) * 65535 for item in datamodule.train_data]
     assert levels == pytest.approx([1000, 1010, 1020], abs=0.01)
+
+
+def test_small_photographs_are_turned(tmp_path: Path) -> None:
+    """Among others that are not; a set in which they make two sizes is read from its files."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for split in ("train", "test"):
+        (tmp_path / split / "good").mkdir(parents=True)
+        for index in range(4):
+            size = (24, 16) if index % 2 else (16, 24)
+            image = Image.new("L", size, 255 if index % 2 else 0)
+            image.save(tmp_path / split / "good" / f"{index}.png", exif=exif if index % 2 else None)
+    datamodule: Any = ClassFolder(tmp_path, one_vs_rest="normal", normal_class="good", val_split_mode="none")
+    datamodule.setup()
+    assert isinstance(datamodule.train_data, InMemoryDataset)
+    assert [item.image.shape for item in datamodule.train_data] == [(3, 24, 16)] * 4
+    Image.new("L", (24, 16)).save(tmp_path / "train" / "good" / "4.png")
+    datamodule.setup()
+    assert [item.image.shape for item in datamodule.train_data] == [(3, 24, 16)] * 4 + [(3, 16, 24)]
+
+
+def test_images_go_with_their_datamodule(tmp_path: Path) -> None:
+    """Names find images only while the datamodule lives, so that many sets one after another do not add up."""
+    datamodule: Any = Digits(tmp_path, 8, val_split_mode="none")
+    datamodule.setup()
+    images = weakref.ref(datamodule.train_data.images)
+    del datamodule
+    gc.collect()
+    assert images() is None
 
 
 class TestNamesWithoutFiles:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Large images cut into patches and put together again."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,16 @@ import numpy as np
 import pytest
 import torch
 from anomalib.data import ImageBatch
+from anomalib.data.utils.tiler import ImageUpscaleMode, Tiler
 from lightning.pytorch import Trainer
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 from torchvision.transforms.v2.functional import resize
 
 from ganomaly_plugin import Digits, FullImages, GANomaly, Patches
-from ganomaly_plugin.data.image_reader import read_image
+from ganomaly_plugin.data import patches
+from ganomaly_plugin.data.patches import Cutter
+from ganomaly_plugin.image_reader import read_image
 from tests.engine import build_engine
 
 from .datamodule_tester import DatamoduleTester, make_layout
@@ -121,6 +125,79 @@ class TestLabels:
 
     def test_normal_image(self, labels: dict[str, list[int]]) -> None:
         assert labels["0.normal/0.png"] == [0] * 6
+
+
+class TestPixels:
+    """What a patch holds."""
+
+    @pytest.mark.parametrize("size", [(64, 64), (65, 64), (96, 127), (301, 203), (128, 1001)])
+    @pytest.mark.parametrize(("side", "stride"), [(64, 32), (50, 50), (48, 7)])
+    def test_equals_the_tiler(self, tmp_path: Path, size: tuple[int, int], side: int, stride: int) -> None:
+        pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "image.png")
+        expected = Tiler(side, stride, mode=ImageUpscaleMode.INTERPOLATION).tile(
+            torch.from_numpy(pixels).permute(2, 0, 1)
+        )
+        cutter = Cutter(side, stride)
+        rows, columns = cutter.count(size)
+        assert rows * columns == len(expected)
+        for number in range(0, len(expected), 1 + len(expected) // 50):
+            patch = torch.from_numpy(cutter.cut(tmp_path / "image.png", number)).permute(2, 0, 1)
+            assert torch.equal(patch.float(), expected[number])
+
+    def test_deep_images_keep_their_levels(self, tmp_path: Path) -> None:
+        """An X-ray image of 200 levels within one step of 8 bits, everywhere."""
+        levels = (1000 + np.arange(64 * 96) % 200).reshape(64, 96).astype(np.uint16)
+        for part in ("train/0.normal", "test/0.normal", "test/1.abnormal"):
+            (tmp_path / part).mkdir(parents=True)
+            for index in range(4):
+                Image.fromarray(levels).save(tmp_path / part / f"{index}.png")
+        datamodule: Any = Patches(tmp_path, val_split_mode="none")
+        datamodule.setup()
+        item = datamodule.train_data[0]
+        assert item.image.dtype == torch.float32
+        expected = torch.from_numpy(levels[:, :64].astype(np.float32)) / 65535
+        for image in (item.image, read_image(item.image_path, as_tensor=True)):
+            torch.testing.assert_close(image, expected.expand(3, -1, -1), atol=1e-7, rtol=0)
+        datamodule = Patches(tmp_path, val_split_mode="synthetic", val_split_ratio=0.5)
+        datamodule.setup()
+        kept = next(item for item in datamodule.val_data if not item.gt_label)
+        assert len(kept.image.unique()) == 200
+
+    def test_is_read_when_it_is_used(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Set up without pixels; then a bounded number of images stays decoded, for all subsets together."""
+        for part in ("train/0.normal", "test/0.normal", "test/1.abnormal"):
+            (tmp_path / part).mkdir(parents=True)
+            for index in range(10):
+                Image.new("RGB", (200, 200), (index, 0, 0)).save(tmp_path / part / f"{index}.jpg")
+        monkeypatch.setattr(patches, "CACHE_BYTES", 3 * 200 * 200 * 3)
+        datamodule: Any = Patches(tmp_path)
+        datamodule.setup()
+        held = datamodule.cutter._decoded
+        assert not held
+        for data in (datamodule.train_data, datamodule.val_data, datamodule.test_data):
+            assert data.cutter is datamodule.cutter
+            for index in range(len(data)):
+                assert abs(float(data[index].image[0].mean()) * 255 - int(Path(data[index].image_path).parent.stem)) < 2
+        assert len(held) == 3
+        assert len(pickle.dumps(datamodule)) < 1_000_000
+
+    def test_photographs_are_turned_with_their_masks(self, tmp_path: Path) -> None:
+        """Patches, masks and boxes are those of the image the right way up."""
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        for part in ("train/0.normal", "test/0.normal", "test/1.abnormal"):
+            (tmp_path / part).mkdir(parents=True)
+            Image.new("RGB", (96, 64)).save(tmp_path / part / "0.jpg", exif=exif)
+        mask = np.zeros((64, 96), dtype=np.uint8)
+        mask[:, 70:] = 255  # At the right; below, once it is turned.
+        (tmp_path / "ground_truth" / "1.abnormal").mkdir(parents=True)
+        Image.fromarray(mask).save(tmp_path / "ground_truth" / "1.abnormal" / "0.png")
+        datamodule: Any = Patches(tmp_path, val_split_mode="none")
+        datamodule.setup()
+        samples = datamodule.test_data.samples
+        anomalous = samples[samples.image_path.str.contains("abnormal")]
+        assert list(anomalous.label_index) == [0, 1]
 
 
 class TestAssembly:

@@ -13,7 +13,7 @@ from anomalib.models import AnomalibModule
 from lightning.pytorch import seed_everything
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from ganomaly_plugin.data.image_reader import read_image
+from ganomaly_plugin.image_reader import read_image
 from tests.engine import build_engine
 
 from .conftest import build_datamodule

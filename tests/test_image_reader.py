@@ -2,7 +2,10 @@
 """The reader, on real files of every kind, beside anomalib's own as it comes."""
 
 import importlib.util
+import os
 import pickle
+import struct
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,13 +14,16 @@ from typing import Any
 import anomalib.data.utils.image
 import numpy as np
 import pytest
+import tifffile
 import torch
 from anomalib.data import Folder, PredictDataset
 from PIL import Image
+from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 
-from ganomaly_plugin.data.image_reader import install, read_image, read_mask
-from ganomaly_plugin.image_file import UnreadableImageError
+from ganomaly_plugin import GANomaly
+from ganomaly_plugin.image_file import UnreadableImageError, read_size
+from ganomaly_plugin.image_reader import install, read_image, read_mask
 
 ORIENTATION = 0x0112
 """EXIF tag."""
@@ -122,6 +128,46 @@ class TestDeepGrey:
             assert torch.equal(tensor[channel, 0], torch.tensor(self.EXPECTED))
         assert isinstance(tensor, tv_tensors.Image)
         assert tensor.dtype == torch.float32
+
+    @pytest.mark.parametrize("byteorder", ["<", ">"])
+    @pytest.mark.parametrize("inverted", [False, True])
+    @pytest.mark.parametrize("orientation", [1, 3, 6, 7])
+    @pytest.mark.parametrize("compression", [None, "zlib", "lzw"])
+    def test_every_tiff(
+        self, tmp_path: Path, byteorder: Any, inverted: bool, orientation: int, compression: str | None
+    ) -> None:
+        """Of one strip, several, or tiles, in either byte order, with black or white at zero, turned or not."""
+        levels = np.random.default_rng(0).integers(0, 65536, (37, 23), dtype=np.uint16)
+        levels[0, :2] = 0, 65535
+        turned = {1: levels, 3: levels[::-1, ::-1], 6: np.rot90(levels, -1), 7: np.rot90(levels, 2).T}[orientation]
+        expected = 1 - turned / 65535 if inverted else turned / 65535
+        for parts in ({}, {"rowsperstrip": 5}, {"tile": (16, 16)}):
+            tifffile.imwrite(
+                tmp_path / "image.tif",
+                levels,
+                byteorder=byteorder,
+                compression=compression,
+                photometric="miniswhite" if inverted else "minisblack",
+                extratags=[(ORIENTATION, 3, 1, orientation, True)],
+                **parts,
+            )
+            np.testing.assert_allclose(read_image(tmp_path / "image.tif")[..., 0], expected, atol=1e-12)
+            assert read_size(tmp_path / "image.tif") == expected.shape
+            np.testing.assert_array_equal(read_mask(tmp_path / "image.tif") > 0, expected > 1e-12)
+
+    @pytest.mark.parametrize("inverted", [False, True])
+    def test_inverted_floats(self, tmp_path: Path, inverted: bool) -> None:
+        levels = np.array([[0, 0.25, 1]], dtype=np.float32)
+        tifffile.imwrite(tmp_path / "image.tif", levels, photometric="miniswhite" if inverted else "minisblack")
+        assert read_image(tmp_path / "image.tif")[0, :, 0].tolist() == ([1, 0.75, 0] if inverted else [0, 0.25, 1])
+
+    def test_twelve_bits(self, tmp_path: Path) -> None:
+        """TIFF can say that samples have twelve bits: two pixels in three bytes."""
+        tags = [(256, 2), (257, 1), (258, 12), (259, 1), (262, 1), (273, 130), (277, 1), (278, 1), (279, 3)]
+        entries = b"".join(struct.pack("<HHII", number, 4, 1, value) for number, value in tags)
+        header = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+        (tmp_path / "image.tif").write_bytes(header.ljust(130, b"\0") + bytes([0x80, 0x0F, 0xFF]))
+        assert read_image(tmp_path / "image.tif")[0, :, 0].tolist() == [2048 / 4095, 1]
 
     def test_big_endian(self, tmp_path: Path) -> None:
         path = save(tmp_path / "image.tif", Image.fromarray(np.array(deep_ramp()).astype(">u2")))
@@ -242,6 +288,37 @@ class TestMask:
         path = save(tmp_path / "mask.png", deep_ramp())
         assert torch.as_tensor(read_mask(path, as_tensor=True)).tolist() == [[0, 1, 1, 1, 1]]
 
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_is_turned_with_its_image(self, tmp_path: Path, orientation: int) -> None:
+        """A mask of the stored pixels, which has no EXIF; one of the turned pixels; and one with EXIF of its own."""
+        install()
+        exif = Image.Exif()
+        exif[ORIENTATION] = orientation
+        defect = np.zeros((20, 30), dtype=np.uint8)
+        defect[2:5, 7:16] = 255
+        (tmp_path / "good").mkdir()
+        save(tmp_path / "good" / "0.png", Image.new("L", (30, 20)))
+        for kind in ("bad", "mask"):
+            (tmp_path / kind).mkdir()
+        for index, own in enumerate((None, exif)):
+            save(tmp_path / "bad" / f"{index}.png", Image.fromarray(defect), exif=exif)
+            save(tmp_path / "mask" / f"{index}.png", Image.fromarray(defect), exif=own)
+        save(tmp_path / "bad" / "2.png", Image.fromarray(defect), exif=exif)
+        upright = Image.fromarray((read_image(tmp_path / "bad" / "2.png")[..., 0] * 255).astype(np.uint8))
+        if upright.size != (30, 20):  # Otherwise nothing tells it from a mask of the stored pixels.
+            save(tmp_path / "mask" / "2.png", upright)
+        else:
+            (tmp_path / "bad" / "2.png").unlink()
+        datamodule = Folder(
+            "parts", normal_dir="good", abnormal_dir="bad", mask_dir="mask", root=tmp_path, test_split_mode="none",
+            val_split_mode="none", normal_test_dir="good", num_workers=0,
+        )  # fmt: skip
+        datamodule.setup()
+        items = [item for item in datamodule.test_data if item.gt_label]
+        assert len(items) == len(list((tmp_path / "mask").iterdir()))
+        for item in items:
+            assert torch.equal(item.image[0] > 0.5, torch.as_tensor(item.gt_mask) > 0)
+
 
 class TestInstall:
     """anomalib with the reader in place."""
@@ -287,3 +364,98 @@ class TestInstall:
         (tmp_path / "good" / "broken.png").write_bytes((tmp_path / "good" / "broken.png").read_bytes()[:2000])
         with pytest.raises(UnreadableImageError, match=r"good/broken\.png"):
             PredictDataset(tmp_path / "good")[0]
+
+    @pytest.mark.slow
+    def test_workers_that_are_not_forked_read_alike(self, tmp_path: Path) -> None:
+        """As all are on macOS and Windows: a worker is a fresh process, and gets the data set pickled."""
+        install()
+        save(tmp_path / "dark.png", Image.fromarray(np.full((8, 8), 655, dtype=np.uint16)))
+        dataset = PredictDataset(tmp_path)
+        loader = DataLoader(dataset, num_workers=1, multiprocessing_context="spawn", collate_fn=dataset.collate_fn)
+        (batch,) = loader
+        assert set(values_of(batch)) == {np.float32(655 / 65535)}
+
+
+PROGRAM = """
+import hashlib, pickle, sys
+import anomalib.data, anomalib.models, anomalib.engine, anomalib.cli
+from anomalib.data import Folder, PredictDataset
+from anomalib.data.utils import read_image, read_mask
+from anomalib.visualization import ImageVisualizer
+
+def digest():
+    folders = {"normal_dir": "good", "abnormal_dir": "bad", "mask_dir": "mask"}
+    datamodule = Folder("parts", root=".", num_workers=0, seed=0, **folders)
+    datamodule.setup()
+    pixels = hashlib.sha256()
+    for data in (datamodule.train_data, pickle.loads(pickle.dumps(datamodule.test_data)), PredictDataset("bad")):
+        for item in data:
+            for field in (item.image, item.gt_mask):
+                pixels.update(b"" if field is None else field.numpy().tobytes())
+            item.pred_mask = item.image[0] > 0.5
+            pixels.update(ImageVisualizer().visualize(item).tobytes())
+    return pixels.hexdigest()
+
+before = digest()
+exec(sys.argv[1])
+print(before, digest())
+"""
+
+
+@pytest.mark.slow
+class TestOnlyWithOurs:
+    """Images are read otherwise where something of this package takes part, and only there."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def parts(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """Dark 16-bit images, a photograph that is to be turned, and their masks."""
+        root = tmp_path_factory.mktemp("parts")
+        exif = Image.Exif()
+        exif[ORIENTATION] = 6
+        for kind in ("good", "bad", "mask"):
+            (root / kind).mkdir()
+            for index in range(3):
+                deep = Image.fromarray(np.full((8, 12), 300 * index, dtype=np.uint16))
+                save(root / kind / f"{index}.png", Image.new("L", (12, 8), 255) if kind == "mask" else deep)
+            save(root / kind / "photograph.png", Image.fromarray(noise(8, 12)), exif=exif if kind != "mask" else None)
+        return root
+
+    def run(self, folder: Path, code: str = "", **environment: str) -> list[str]:
+        """Return digests of all pixels before and after some code."""
+        ran = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", PROGRAM, code],
+            cwd=folder, env=os.environ | environment, capture_output=True, text=True,
+        )  # fmt: skip
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout.split()
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def without_us(cls, parts: Path) -> str:
+        """Digest where nothing of this package is imported."""
+        code = "assert 'ganomaly_plugin' not in sys.modules"
+        before, after = cls().run(parts, code, GANOMALY_PLUGIN_DISABLE="1")
+        assert before == after
+        return before
+
+    def test_other_programs_get_the_same_bits(self, parts: Path, without_us: str) -> None:
+        code = "assert anomalib.models.GANomaly and anomalib.data.Digits"
+        assert self.run(parts, code) == [without_us, without_us]
+
+    @pytest.mark.parametrize(
+        "code",
+        [
+            "from ganomaly_plugin import GANomaly; GANomaly(n_features=2, latent_vec_size=2)",
+            "from ganomaly_plugin import Digits; Digits()",
+        ],
+    )
+    def test_models_and_datamodules_read_better(self, parts: Path, without_us: str, code: str) -> None:
+        before, after = self.run(parts, code)
+        assert before == without_us != after
+
+    def test_unpickled_models_do(self, parts: Path, without_us: str, tmp_path: Path) -> None:
+        """Such as PyTorch exports, which anomalib's inferencer loads."""
+        model = GANomaly(n_features=2, latent_vec_size=2).to_torch(tmp_path)
+        before, after = self.run(parts, f"import torch; torch.load({str(model)!r}, weights_only=False)")
+        assert before == without_us != after
