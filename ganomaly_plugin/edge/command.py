@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ganomaly_plugin.edge.detector import Detector, Prediction, Source, to_input
+from ganomaly_plugin.edge.detector import Detector, Prediction
+from ganomaly_plugin.edge.image_input import Source, to_input
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"}

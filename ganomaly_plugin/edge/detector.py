@@ -4,40 +4,33 @@
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import openvino
-from PIL import Image
 
-from ganomaly_plugin.image_file import decode, to_rgb
+from ganomaly_plugin.edge.exported_model import (
+    hash_model,
+    read_metadata,
+    read_model,
+    read_threshold,
+    shared_core,
+)
+from ganomaly_plugin.edge.image_input import MAX_PIXELS, Size, Source, is_one, to_input
+from ganomaly_plugin.edge.pipeline import Budget, start_ahead
 
-Source = str | Path | Image.Image | npt.NDArray[Any]
-"""A file, a Pillow image, or an array as :func:`to_input` takes it."""
-
-
-class NotADetectorError(ValueError):
-    """The model cannot be read, or has not the inputs and outputs of an anomaly detector. The message says which."""
-
-
-@cache
-def shared_core() -> openvino.Core:
-    """Give the one OpenVINO core of this process, which is never freed.
-
-    Every core replaces the main thread's stack for signals, and puts back the one that it found when it is freed. Cores
-    freed in another order than the reverse of their creation leave a stack that is no longer mapped, and the next
-    signal, such as that of an ending worker of a data loader, kills the process.
-
-    On CPUs it computes in float32 unless told otherwise. OpenVINO would take bfloat16 where the processor has it, and a
-    score, the small difference of two codes, would differ by a thousandth from that on another machine.
-    """
-    core = openvino.Core()
-    core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return core
+_IN_FLIGHT = 1 << 24
+"""Pixels of the images of one stream that wait for the model or are in it; an image with more is alone."""
+_KEPT = 1 << 20
+"""Pixels of an image above which the memory that held it is freed and not used again."""
+_SMALLEST_SIDE, _REDUCTION = 2048, 8
+"""Where the model shrinks images itself, they come with sides up to the first, or the second times its own sides:
+shrinking in two steps then changes scores by less than 1e-3."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +49,17 @@ class Prediction:
     """The image as it was given."""
 
 
+class _Job(NamedTuple):
+    """An image in the model. Its pixels lie in memory of the request, so that they live as long as it."""
+
+    request: openvino.InferRequest
+    pixels: int
+
+
 class Detector:
     """An anomaly detector exported to OpenVINO by anomalib, this package's models or any other.
+
+    It can be used from several threads at once.
 
     Args:
         model: The ``.xml`` file, with its ``.bin`` beside it, or an ``.onnx`` file.
@@ -65,11 +67,12 @@ class Detector:
         hint: ``latency`` for one image at a time, ``throughput`` for streams.
         threshold: User-facing score above which an image is anomalous; ``None`` leaves the decision to the model.
         cache_dir: Folder for compiled models, which shortens later starts on GPUs and NPUs.
+        max_pixels: Pixels of an image file above which it is refused.
 
     Raises:
         FileNotFoundError: If a file of the model is missing.
         NotADetectorError: If it is no anomaly detector.
-        ValueError: If the device does not exist.
+        ValueError: If the device does not exist, or the threshold is not finite.
 
     Example:
         >>> detector = Detector("model.xml")  # doctest: +SKIP
@@ -84,10 +87,17 @@ class Detector:
         hint: Literal["latency", "throughput"] = "latency",
         threshold: float | None = None,
         cache_dir: str | Path | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
+        if threshold is not None and not np.isfinite(threshold):
+            msg = f"The threshold is {threshold}, but must be a finite score."
+            raise ValueError(msg)
         self.threshold = threshold
+        self.model = Path(model)
+        """The model's file."""
+        self._max_pixels = max_pixels
         core = shared_core()
-        network = _read(core, Path(model))
+        network = read_model(self.model)
         known = core.available_devices
         if device.split(".")[0].split(":")[0] not in {*(name.split(".")[0] for name in known), "AUTO", "HETERO"}:
             msg = f"There is no device '{device}' here: choose one of {', '.join([*known, 'AUTO'])}."
@@ -97,87 +107,126 @@ class Detector:
             config["CACHE_DIR"] = str(cache_dir)
         self._compiled = core.compile_model(network, device, config)
         self._jobs = self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        self._idle: deque[openvino.InferRequest] = deque()
         self._outputs = {name: index for index, port in enumerate(self._compiled.outputs) for name in port.names}
+        self.model_threshold = read_threshold(network)
+        """Score above which the model itself calls an image anomalous; ``None`` if it does not say."""
         shape = network.input(0).partial_shape
-        self.input_size: tuple[int, int] | None = None
+        self.input_size: Size | None = None
+        """Height and width that the model takes; ``None`` if it takes any."""
         if shape[2].is_static and shape[3].is_static:
             self.input_size = (shape[2].get_length(), shape[3].get_length())
-        self.metadata = _metadata(network)
+        self.metadata = read_metadata(network)
         if self.metadata.get("trained") == "false":
             warnings.warn(
                 f"'{model}' was exported with its initial weights, so its scores mean nothing: export a trained model.",
                 stacklevel=2,
             )
 
+    @cached_property
+    def model_hash(self) -> str:
+        """Hash of the model's files, 16 hexadecimal digits."""
+        return hash_model(self.model)
+
     def predict(self, image: Source | Iterable[Source]) -> Prediction | list[Prediction]:
         """Score an image, or several.
 
         Args:
-            image: A path, a Pillow image or an array; or an iterable of these, or an array ``(B, H, W, C)``.
+            image: A path, the content of a file as bytes or as a binary file object, a Pillow image or an array; or an
+                iterable of these, or an array ``(B, H, W, C)``.
 
         Returns:
             One prediction for one image, otherwise a list in the order of the images.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            UnreadableImageError: If a file holds no image.
+            UnreadableImageError: If a file holds no image, or one that is too large.
             ValueError: If an array is no image, or a score is not finite.
         """
-        if isinstance(image, str | Path | Image.Image) or (isinstance(image, np.ndarray) and image.ndim < 4):
-            return self._interpret(self._compiled(self._prepare(image)).to_tuple(), image)
-        return list(self.stream(image))
+        if is_one(image):
+            return self._finish(self._start(image), image)
+        return list(self.stream(image))  # type: ignore[arg-type]  # A TypeGuard says nothing of the other case.
 
     def stream(
         self, images: Iterable[Source], skip: Callable[[Source, Exception], None] | None = None
     ) -> Iterator[Prediction]:
         """Score images one after the other, several at a time, and yield the predictions in their order.
 
-        Only a few images are in memory at a time, so the iterable may be endless.
+        A prediction comes as soon as it is computed, also while the iterable waits for its next image. Only a few
+        images are in memory at a time, so the iterable may be endless. It is read in a thread of its own; if it raises,
+        the predictions of all images before come first.
 
         Args:
-            images: Paths, Pillow images or arrays.
-            skip: Called with every image that cannot be read and the reason; the image is then skipped. By default the
-                error is raised.
+            images: Images of any kind that :meth:`predict` takes.
+            skip: Called with every image that cannot be read or has no finite score, and the reason, between the
+                predictions of its neighbours; the image is then skipped. By default the error is raised.
         """
-        idle = [self._compiled.create_infer_request() for _ in range(self._jobs)]
-        pending: deque[tuple[openvino.InferRequest, Source]] = deque()
+        budget = Budget(_IN_FLIGHT)
+        try:
+            with closing(start_ahead(images, partial(self._start, budget=budget), self._jobs + 2)) as jobs:
+                for image, job in jobs:
+                    try:
+                        if isinstance(job, Exception):
+                            raise job
+                        prediction = self._finish(job, image, budget)
+                    except (OSError, ValueError) as error:
+                        if skip is None:
+                            raise
+                        skip(image, error)
+                    else:
+                        yield prediction
+        finally:
+            budget.close()
 
-        def next_prediction() -> Prediction:
-            request, source = pending.popleft()
-            request.wait()
-            arrays = [request.get_output_tensor(index).data for index in range(len(self._compiled.outputs))]
-            idle.append(request)
-            return self._interpret(arrays, source)
+    def _start(self, image: Source, budget: Budget | None = None) -> _Job:
+        """Read an image into a request's memory and hand it to the model."""
+        try:
+            request = self._idle.pop()
+        except IndexError:
+            request = self._compiled.create_infer_request()
+        taken = 0
+
+        def allocate(size: Size) -> npt.NDArray[np.float32]:
+            nonlocal taken
+            if budget is not None:
+                budget.take(size[0] * size[1])
+            taken = size[0] * size[1]
+            tensor = request.get_input_tensor()
+            if tuple(tensor.shape) != (1, 3, *size):
+                tensor.shape = (1, 3, *size)
+            return tensor.data
 
         try:
-            for image in images:
-                try:
-                    pixels = self._prepare(image)
-                except (OSError, ValueError) as error:
-                    if skip is None:
-                        raise
-                    skip(image, error)
-                    continue
-                request = idle.pop()
-                request.start_async({0: pixels})
-                pending.append((request, image))
-                while pending and (not idle or pending[0][0].wait_for(0)):
-                    yield next_prediction()
-            while pending:
-                yield next_prediction()
-        finally:
-            for request, _ in pending:  # A stream that is closed early leaves jobs behind.
-                request.wait()
+            to_input(image, self._choose_size, self._max_pixels, allocate)
+            request.start_async()
+        except BaseException:
+            self._release(_Job(request, taken), budget)
+            raise
+        return _Job(request, taken)
 
-    def _prepare(self, image: Source) -> npt.NDArray[np.float32]:
-        pixels = to_input(image)
-        if self.input_size is not None and pixels.shape[-2:] != self.input_size:
-            height, width = self.input_size
-            channels = [
-                Image.fromarray(channel).resize((width, height), Image.Resampling.BILINEAR) for channel in pixels[0]
-            ]
-            pixels = np.stack([np.asarray(channel) for channel in channels])[np.newaxis]
-        return pixels
+    def _finish(self, job: _Job, source: Source, budget: Budget | None = None) -> Prediction:
+        """Wait for the model and return what it gives."""
+        try:
+            job.request.wait()
+            outputs = [job.request.get_output_tensor(index).data for index in range(len(self._compiled.outputs))]
+            return self._interpret(outputs, source)
+        finally:
+            self._release(job, budget)
+
+    def _release(self, job: _Job, budget: Budget | None) -> None:
+        if budget is not None:
+            budget.give_back(job.pixels)
+        if job.pixels <= _KEPT:
+            self._idle.append(job.request)
+
+    def _choose_size(self, size: Size) -> Size:
+        """Return the size to which an image is to be resized before the model takes it."""
+        if self.input_size is not None:
+            return self.input_size
+        if self.metadata.get("resize") != "antialiased":
+            return size
+        side = max(_SMALLEST_SIDE, _REDUCTION * max(map(int, self.metadata["image_shape"].split())))
+        return (min(size[0], side), min(size[1], side))
 
     def _interpret(self, arrays: Sequence[npt.NDArray[Any]], source: Source) -> Prediction:
         outputs = {name: arrays[index] for name, index in self._outputs.items()}
@@ -195,71 +244,6 @@ class Detector:
         else:
             is_anomalous = score > 0.5
         return Prediction(score, is_anomalous, anomaly_map, mask, source)
-
-
-def to_input(image: Source) -> npt.NDArray[np.float32]:
-    """Return an image as the model takes it, ``(1, 3, H, W)`` in [0, 1].
-
-    Args:
-        image: A path, a Pillow image, or an array ``(H, W)``, ``(H, W, 1)`` or ``(H, W, 3)`` in RGB: integers up to
-            their type's maximum, or floats in [0, 1].
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        UnreadableImageError: If the file holds no image.
-        ValueError: If the array is no image.
-    """
-    if isinstance(image, np.ndarray):
-        pixels = image if image.ndim == 3 else image[..., np.newaxis]
-        if image.ndim not in {2, 3} or pixels.shape[2] not in {1, 3} or 0 in pixels.shape:
-            msg = f"An array of shape {image.shape} is no image: give (H, W), (H, W, 1) or (H, W, 3)."
-            raise ValueError(msg)
-    else:
-        pixels = to_rgb(image) if isinstance(image, Image.Image) else decode(image, to_rgb)
-    if np.issubdtype(pixels.dtype, np.unsignedinteger):
-        pixels = pixels.astype(np.float32) / np.iinfo(pixels.dtype).max
-    elif not np.issubdtype(pixels.dtype, np.floating) or not (pixels.min() >= 0 and pixels.max() <= 1):
-        msg = f"An array of {pixels.dtype} must hold unsigned integers, or floats in [0, 1]: rescale it."
-        raise ValueError(msg)
-    planes = np.broadcast_to(pixels.transpose(2, 0, 1), (3, *pixels.shape[:2]))
-    return np.ascontiguousarray(planes, dtype=np.float32)[np.newaxis]
-
-
-def _read(core: openvino.Core, path: Path) -> openvino.Model:
-    for file in (path, *([path.with_suffix(".bin")] if path.suffix == ".xml" else [])):
-        if not file.is_file():
-            msg = f"There is no file '{file}': export the model, and keep .xml and .bin side by side."
-            raise FileNotFoundError(msg)
-    try:
-        network = core.read_model(path)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        msg = f"'{path}' is no model that OpenVINO can read ({reason}): export it again."
-        raise NotADetectorError(msg) from error
-    names = {name for port in network.outputs for name in port.names}
-    rank = network.input(0).partial_shape.rank
-    if (
-        len(network.inputs) != 1
-        or rank.is_dynamic
-        or rank.get_length() != 4
-        or not names & {"pred_score", "anomaly_map"}
-    ):
-        msg = (
-            f"'{path}' is no anomaly detector: it has {len(network.inputs)} inputs and the outputs "
-            f"{sorted(names)}, but needs one image as input and pred_score or anomaly_map as output."
-        )
-        raise NotADetectorError(msg)
-    return network
-
-
-def _metadata(network: openvino.Model) -> dict[str, str]:
-    """Return what the export says of itself."""
-    metadata: dict[str, str] = {}
-    for section in ("model_info", "ganomaly_plugin"):
-        if network.has_rt_info([section]):
-            values = network.get_rt_info([section]).astype(dict)
-            metadata |= {name: network.get_rt_info([section, name]).astype(str) for name in values}
-    return metadata
 
 
 def _first(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -3,8 +3,13 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from itertools import islice
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -12,11 +17,14 @@ import openvino
 import pytest
 from anomalib.models import Padim, Patchcore
 from PIL import Image
+from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
 from ganomaly_plugin import Digits
-from ganomaly_plugin.edge import Detector, NotADetectorError
-from ganomaly_plugin.edge.detector import shared_core, to_input
+from ganomaly_plugin.edge import Detector, ImageTooLargeError, NotADetectorError
+from ganomaly_plugin.edge.exported_model import shared_core
+from ganomaly_plugin.edge.image_input import to_input
 from ganomaly_plugin.image_file import UnreadableImageError
+from ganomaly_plugin.models.components.pre_processor import AntialiasedPreProcessor
 from tests.engine import build_engine
 
 from .conftest import Trained
@@ -54,13 +62,15 @@ def test_bfloat16_moves_scores_little(trained: Trained, detector: Detector, size
 
 
 def test_every_format_of_an_image_gives_the_same(trained: Trained, detector: Detector) -> None:
-    """File, Pillow image, integers and floats, grey and colour."""
+    """File, its content as bytes or opened, Pillow image, integers and floats, grey and colour."""
     path = trained.paths[0]
     grey = np.array(Image.open(path))
     colour = np.repeat(grey[..., np.newaxis], 3, axis=2)
     expected = detector.predict(path).score
     sixteen = grey.astype(np.uint16) * 257
-    for source in (Path(path), Image.open(path), grey, grey[..., np.newaxis], colour, colour / 255, sixteen):
+    content = Path(path).read_bytes()
+    arrays = (grey, grey[..., np.newaxis], colour, colour / 255, sixteen)
+    for source in (Path(path), content, BytesIO(content), Image.open(path), *arrays):
         assert detector.predict(source).score == pytest.approx(expected, abs=1e-6)
     batch = detector.predict(np.stack([colour, colour]))
     assert [prediction.score for prediction in batch] == pytest.approx([expected] * 2, abs=1e-6)
@@ -105,6 +115,135 @@ def test_stream_skips_unreadable_images_when_asked(tmp_path: Path, trained: Trai
         list(detector.stream(images))
 
 
+class TestMemory:
+    """Every buffer that OpenVINO sees lives as long as it may look at it."""
+
+    def test_images_of_all_sizes_from_several_threads(self, trained: Trained) -> None:
+        """Single images and streams mixed, some closed early; a fault here is a crash or a wrong score."""
+        detector = Detector(trained.xml, hint="throughput")
+
+        def work(seed: int) -> None:
+            rng = np.random.default_rng(seed)
+            for _ in range(50):
+                images = [
+                    np.full((*rng.integers(8, 400, 2), 3), level, dtype=np.uint8) for level in rng.integers(0, 256, 8)
+                ]
+                expected = [detector.predict(image).score for image in images[:3]]
+                streamed = list(islice(detector.stream(images), int(rng.integers(3, 9))))
+                assert [prediction.score for prediction in streamed[:3]] == pytest.approx(expected, abs=1e-5)
+
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(work, range(4)))
+
+    def test_predictions_keep_their_values(self, detector: Detector) -> None:
+        """What was given out does not change with later images."""
+        images = [np.full((40, 40), level, dtype=np.uint8) for level in (0, 90, 255)]
+        predictions = [detector.predict(image) for image in images]
+        copies = [np.array(prediction.anomaly_map) for prediction in predictions]
+        list(detector.stream(images * 5))
+        for prediction, copy in zip(predictions, copies, strict=True):
+            np.testing.assert_array_equal(prediction.anomaly_map, copy)
+
+
+class TestSlowSources:
+    """A verdict waits for no later image."""
+
+    def test_prediction_comes_while_the_source_is_silent(self, detector: Detector) -> None:
+        taken = Event()
+
+        def camera() -> Iterator[np.ndarray]:
+            for _ in range(3):
+                yield np.zeros((8, 8), dtype=np.uint8)
+                assert taken.wait(30), "the next image would only come after the verdict on this one"
+                taken.clear()
+
+        count = 0
+        for _ in detector.stream(camera()):
+            count += 1
+            taken.set()
+        assert count == 3
+
+    def test_all_predictions_come_before_the_error_of_the_source(self, detector: Detector) -> None:
+        def camera() -> Iterator[np.ndarray]:
+            for level in range(5):
+                yield np.full((8, 8), level, dtype=np.uint8)
+            raise ConnectionError("the cable is out")
+
+        levels = []
+        with pytest.raises(ConnectionError, match="cable"):
+            for prediction in detector.stream(camera()):
+                levels.append(int(np.asarray(prediction.source)[0, 0]))
+                time.sleep(0.05)  # So that the source is long through.
+        assert levels == list(range(5))
+
+    def test_stream_that_is_closed_early_lets_its_source_go(self, detector: Detector) -> None:
+        closed = Event()
+
+        def camera() -> Iterator[np.ndarray]:
+            try:
+                while True:
+                    yield np.zeros((8, 8), dtype=np.uint8)
+            finally:
+                closed.set()
+
+        stream = detector.stream(camera())
+        next(stream)
+        stream.close()
+        assert closed.wait(30)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A smooth picture of 3,000 x 2,500 pixels, as PNG, as JPEG, and with 16 bits."""
+    folder = tmp_path_factory.mktemp("large")
+    rows, columns = np.mgrid[:2500, :3000].astype(np.float32) / 2500
+    grey = np.round(127.5 + 127.5 * np.sin(9 * rows + 5 * columns**2)).astype(np.uint8)
+    image = Image.merge("RGB", [Image.fromarray(plane) for plane in (grey, grey // 2, 255 - grey)])
+    image.save(folder / "picture.png", compress_level=1)
+    image.save(folder / "picture.jpg", quality=95)
+    Image.fromarray(grey.astype(np.uint16) * 257).save(folder / "deep.png", compress_level=1)
+    return folder
+
+
+class TestLargeImages:
+    """Pictures of many megapixels take memory that does not follow from what a graph of any size would need."""
+
+    @pytest.mark.parametrize("name", ["picture.png", "picture.jpg", "deep.png"])
+    def test_score_is_that_of_the_whole_path(self, large: Path, detector: Detector, name: str) -> None:
+        whole = shared_core().compile_model(detector.model, "CPU")(to_input(large / name))
+        prediction = detector.predict(large / name)
+        assert prediction.score == pytest.approx(whole["pred_score"].item(), abs=1e-3)
+        np.testing.assert_allclose(prediction.anomaly_map, np.squeeze(whole["anomaly_map"]), atol=1e-3)
+
+    def test_peak_memory(self, tmp_path: Path, trained: Trained) -> None:
+        """Pillow's 4 bytes a pixel and 200 MB, 320 MB here; the whole path takes 24 bytes a pixel, 720 MB."""
+        Image.new("RGB", (6000, 5000)).save(tmp_path / "black.png", compress_level=1)
+        code = (
+            "import resource, sys\n"
+            "from ganomaly_plugin.edge import Detector\n"
+            "detector = Detector(sys.argv[1])\n"
+            "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+            "detector.predict(sys.argv[2])\n"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+        )
+        command = [sys.executable, "-c", code, str(trained.xml), str(tmp_path / "black.png")]
+        kilobytes = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        assert kilobytes * 1024 < 4 * 6000 * 5000 + 200e6
+
+    def test_limit(self, large: Path, trained: Trained) -> None:
+        detector = Detector(trained.xml, max_pixels=7_499_999)
+        with pytest.raises(ImageTooLargeError, match=r"picture\.png' has 3000 x 2500 pixels, .* raise max_pixels"):
+            detector.predict(large / "picture.png")
+        with pytest.raises(ImageTooLargeError, match="deep"):
+            list(detector.stream([large / "deep.png"]))
+
+    def test_several_at_once(self, large: Path, trained: Trained) -> None:
+        """A stream holds no more than its share of large pictures, and goes on after each."""
+        detector = Detector(trained.xml, hint="throughput")
+        scores = [prediction.score for prediction in detector.stream([large / "picture.png"] * 4)]
+        assert scores == [scores[0]] * 4
+
+
 def test_threshold_overrides_the_model(trained: Trained, detector: Detector) -> None:
     """A score equal to the threshold is normal."""
     score = detector.predict(trained.paths[0]).score
@@ -116,6 +255,18 @@ def test_metadata(detector: Detector) -> None:
     """What the model says of itself."""
     assert detector.metadata["trained_on"] == "Digits/abnormal-8"
     assert detector.metadata["model_type"] == "AnomalyDetection"
+    assert detector.metadata["resize"] == "antialiased"
+    assert detector.model_threshold == 0.5
+    assert len(detector.model_hash) == 16
+
+
+@pytest.mark.parametrize(
+    ("transforms", "whole"),
+    [([Resize((32, 32)), Normalize([0.5], [0.5])], True), ([CenterCrop(20), Resize((32, 32))], False)],
+)
+def test_only_whole_images_are_shrunk_before_the_model(transforms: list[Any], whole: bool) -> None:
+    """Of a picture whose edges are cut off first, the device must not shrink all."""
+    assert AntialiasedPreProcessor(Compose(transforms)).starts_with_resize == whole
 
 
 def test_fixed_size_model_gets_its_size(trained: Trained, tmp_path: Path, detector: Detector) -> None:
@@ -197,9 +348,36 @@ class TestRefused:
         with pytest.raises(ValueError, match=r"scores '.*\.png' nan, which says nothing"):
             Detector(tmp_path / "broken.xml").predict(trained.paths[0])
 
+    def test_score_that_is_not_finite_is_skipped_like_an_unreadable_image(
+        self, tmp_path: Path, trained: Trained
+    ) -> None:
+        ops = openvino.opset13
+        image = ops.parameter([1, 3, 8, 8], name="image")
+        score = ops.log(ops.reduce_mean(image, [1, 2, 3]))  # Minus infinity for a black image.
+        score.output(0).set_names({"pred_score"})
+        openvino.save_model(openvino.Model([score], [image]), tmp_path / "log.xml")
+        images = [np.full((8, 8), level, dtype=np.uint8) for level in (0, 9, 0, 99)]
+        reasons: list[str] = []
+        detector = Detector(tmp_path / "log.xml")
+        assert len(list(detector.stream(images, skip=lambda _, error: reasons.append(str(error))))) == 2
+        assert [reason.startswith("The model scores an image -inf") for reason in reasons] == [True, True]
+
+    def test_weights_instead_of_the_model(self, trained: Trained) -> None:
+        with pytest.raises(NotADetectorError, match=r"holds weights only: give '.*\.xml'"):
+            Detector(trained.xml.with_suffix(".bin"))
+
+    @pytest.mark.parametrize("threshold", [float("nan"), float("inf")])
+    def test_threshold_that_is_no_score(self, trained: Trained, threshold: float) -> None:
+        with pytest.raises(ValueError, match="must be a finite score"):
+            Detector(trained.xml, threshold=threshold)
+
     def test_unknown_device(self, trained: Trained) -> None:
         with pytest.raises(ValueError, match=r"no device 'TPU' here: choose one of CPU"):
             Detector(trained.xml, device="TPU")
+
+    def test_signed_integers_do_not_say_what_is_white(self) -> None:
+        with pytest.raises(ValueError, match="int16 must hold unsigned integers"):
+            to_input(np.zeros((8, 8), dtype=np.int16))
 
     @pytest.mark.parametrize("shape", [(8, 8, 2), (8, 8, 5), (8,), (0, 8, 3)])
     def test_arrays_that_are_no_images(self, shape: tuple[int, ...]) -> None:

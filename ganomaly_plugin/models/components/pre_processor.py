@@ -4,7 +4,7 @@
 import torch
 from anomalib.data.transforms.utils import extract_transforms_by_type
 from anomalib.pre_processing import PreProcessor
-from torchvision.transforms.v2 import Resize
+from torchvision.transforms.v2 import Compose, Resize
 
 
 class AntialiasedPreProcessor(PreProcessor):
@@ -14,6 +14,12 @@ class AntialiasedPreProcessor(PreProcessor):
     the exported graph holds the same bilinear, antialiased interpolation as two matrix products, for any size of the
     image. All arguments are those of anomalib's ``PreProcessor``.
     """
+
+    @property
+    def starts_with_resize(self) -> bool:
+        """Whether the first transform resizes the whole image to the model's size."""
+        first = self.transform.transforms[0] if isinstance(self.transform, Compose) else self.transform
+        return isinstance(first, Resize) and len(first.size) == 2
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
         """Transform raw images ``(B, C, H, W)`` in [0, 1] outside anomalib's engine."""
