@@ -20,6 +20,7 @@ from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 from torchmetrics import MeanMetric
 from torchvision.transforms.v2 import Compose, Normalize, Resize
@@ -34,6 +35,7 @@ from ganomaly_plugin.models.components.metrics import AUROC, AveragePrecision
 from ganomaly_plugin.models.components.post_processor import OneClassPostProcessor
 from ganomaly_plugin.models.components.pre_processor import AntialiasedPreProcessor
 from ganomaly_plugin.models.components.space import Pixels, Space
+from ganomaly_plugin.models.components.training_config import SaveTrainingConfig
 from ganomaly_plugin.models.components.visualizer import ReconstructionVisualizer
 
 logger = logging.getLogger(__name__)
@@ -156,9 +158,11 @@ class DetectorModule(AnomalibModule):
         return self._pyramid(space.size, space.channels, bound=space.bound, **kwargs)
 
     def configure_callbacks(self) -> Sequence[Callback]:
-        """Return anomalib's callbacks and the model's own."""
+        """Return anomalib's callbacks and the model's own, one of them in the place of the command line's."""
         stock: Any = super().configure_callbacks()
-        return [*stock, *(callback() for callback in self.training_callbacks)]
+        present: list[Callback] = self.trainer.callbacks
+        saving = [SaveTrainingConfig(callback) for callback in present if isinstance(callback, SaveConfigCallback)]
+        return [*stock, *saving, *(callback() for callback in self.training_callbacks)]
 
     def losses(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the scalar losses of a step by name, for pre-processed images ``(B, 3, H, W)``."""
