@@ -2,25 +2,41 @@
 """Executes a comparison from configuration to report, and resumes it."""
 
 import json
+import shutil
+import time
+import warnings
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from anomalib.data import AnomalibDataModule
+from anomalib.models import AnomalibModule
+from filelock import FileLock, Timeout
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+from rich.markup import escape
+from rich.progress import MofNCompleteColumn, Progress, TaskID, TimeElapsedColumn
 from rich.table import Table
 
 from ganomaly_plugin.compare import timing
-from ganomaly_plugin.compare.estimate import estimate_seconds
-from ganomaly_plugin.compare.grid import Grid, Run, read_grid
+from ganomaly_plugin.compare.estimate import estimate
+from ganomaly_plugin.compare.grid import KEYS, Grid, Run, read_grid
+from ganomaly_plugin.compare.record import Result, find_damage, read_result, write_json
 from ganomaly_plugin.compare.report import write_report
-from ganomaly_plugin.compare.run import build_datamodule, build_model, check_data
-from ganomaly_plugin.compare.runners import RunnerName, run_locally, run_on_ray
-from ganomaly_plugin.compare.summary import MEAN, Result, Summary, read_result
+from ganomaly_plugin.compare.run import build_datamodule, build_model, check_data, check_trainer
+from ganomaly_plugin.compare.runners import (
+    SECONDS_BETWEEN_LINES,
+    UNFINISHED,
+    RunnerName,
+    run_locally,
+    run_on_ray,
+    visible_gpus,
+)
+from ganomaly_plugin.compare.summary import MEAN, Summary
 
 
 def compare(
@@ -56,23 +72,67 @@ def compare(
         msg = f"jobs is {jobs}; it must be 1 or more."
         raise ValueError(msg)
     folder = Path(output)
-    missing = _missing(grid, folder, resume)
+    if (folder / "runs").exists() and not resume:
+        msg = f"'{folder}' has results already: continue them with --resume, or name another folder with --output."
+        raise FileExistsError(msg)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump({"compare": grid.config}, sort_keys=False))
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            return _execute(grid, folder, jobs, runner, ray_address)
+    except Timeout as error:
+        msg = f"Another comparison is writing to '{folder}': wait for its end, or name another folder with --output."
+        raise FileExistsError(msg) from error
 
+
+def _execute(grid: Grid, folder: Path, jobs: int, runner: RunnerName, ray_address: str | None) -> Summary:
+    """Execute the runs that have no results yet, time the exports and write the report."""
+    missing = _missing(grid, folder)
+    (folder / "config.yaml").write_text(yaml.safe_dump({"compare": grid.config}, sort_keys=False))
     reasons = {}
     with _progress() as progress:
         done = len(grid.runs) - len(missing)
         task = progress.add_task("trainings", total=len(grid.runs), completed=done)
-        for run, reason in _run(missing, folder / "runs", jobs, runner, ray_address):
+        signs = _Signs(progress)
+        for run, reason in _run(missing, folder / "runs", jobs, runner, ray_address, signs.show):
             reasons[run.path] = reason
-            progress.console.print(f"[red]failed[/red] {run.title}: {reason}" if reason else f"done {run.title}")
+            signs.end(run)
+            line = f"[red]failed[/red] {escape(run.title)}: {escape(reason)}" if reason else f"done {escape(run.title)}"
+            progress.console.print(line)
             progress.advance(task)
     results = [read_result(folder / "runs", run, reasons.get(run.path, "")) for run in grid.runs]
     timings = _time(results, folder)
     summary = Summary(grid, results)
     write_report(folder, summary, timings)
     return summary
+
+
+class _Signs:
+    """Shows what trainings are at: each in a line of the terminal, or elsewhere printed once a minute.
+
+    Args:
+        progress: What shows how many are done.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.tasks: dict[Path, TaskID] = {}
+        self.printed: dict[Path, float] = {}
+
+    def show(self, run: Run, text: str) -> None:
+        """Show what a run is at."""
+        line = f"{run.title}: {text}"
+        if self.progress.console.is_terminal:
+            if run.path not in self.tasks:
+                self.tasks[run.path] = self.progress.add_task("", total=None)
+            self.progress.update(self.tasks[run.path], description=escape(line))
+        elif time.monotonic() - self.printed.get(run.path, float("-inf")) >= SECONDS_BETWEEN_LINES:
+            self.progress.console.print(line, markup=False, highlight=False)
+            self.printed[run.path] = time.monotonic()
+
+    def end(self, run: Run) -> None:
+        """Show a run no longer."""
+        if run.path in self.tasks:
+            self.progress.remove_task(self.tasks.pop(run.path))
 
 
 def load(config: str | Path | dict[str, Any]) -> Grid:
@@ -88,12 +148,45 @@ def load(config: str | Path | dict[str, Any]) -> Grid:
         if not isinstance(section, dict):
             msg = f"'{config}' has no section 'compare': put models, data and seeds below that key."
             raise ValueError(msg)
+        if outside := sorted(content.keys() & KEYS):
+            msg = f"'{config}' has {', '.join(outside)} beside the section 'compare': indent it below that key."
+            raise ValueError(msg)
     grid = read_grid(section)
     for run in {run.model: run for run in reversed(grid.runs)}.values():
-        build_model(run)
+        check_trainer(run)
+        _warn_of_defaults(run, build_model(run))
+    seen: dict[tuple[str, frozenset[Any], frozenset[Any]], str] = {}
     for run in {(run.dataset, run.category): run for run in reversed(grid.runs)}.values():
-        check_data(run, build_datamodule(run))
+        datamodule = build_datamodule(run)
+        check_data(run, datamodule)
+        key = run.dataset, *_images(datamodule)
+        if key in seen:
+            same = f"{seen[key]} and {run.category}"
+            warnings.warn(
+                f"{run.dataset} has the same images in its categories {same}: means count them twice.", stacklevel=3
+            )
+        seen[key] = run.category
     return grid
+
+
+def _images(datamodule: AnomalibDataModule) -> tuple[frozenset[Any], frozenset[Any]]:
+    """Return training and test images, by path and label."""
+    training, test = (
+        frozenset(zip(data.samples.image_path.astype(str), data.samples.label_index, strict=True))
+        for data in (datamodule.train_data, datamodule.test_data)
+    )
+    return training, test
+
+
+def _warn_of_defaults(run: Run, model: AnomalibModule) -> None:
+    """Say so where nothing bounds a training."""
+    limits = ("max_epochs", "max_steps", "max_time")
+    if not any(name in section for name in limits for section in (run.trainer, model.trainer_arguments or {})):
+        msg = (
+            f"{run.model} has no {' or '.join(limits)} in its trainer section, so it trains as long as is its default, "
+            "which is 1,000 epochs if the model has none. --dry-run shows how many."
+        )
+        warnings.warn(msg, stacklevel=4)
 
 
 def print_plan(config: str | Path | dict[str, Any], jobs: int = 1) -> None:
@@ -104,18 +197,31 @@ def print_plan(config: str | Path | dict[str, Any], jobs: int = 1) -> None:
         jobs: Trainings at a time.
     """
     grid = load(config)
-    table = Table("model", "dataset", "category", "seeds", "about, s")
+    table = Table("model", "dataset", "category", "seeds", "epochs", "about, s")
     known = {(run.model, run.dataset): run for run in reversed(grid.runs)}
-    seconds = {key: estimate_seconds(run) for key, run in known.items()}
+    plans = {key: estimate(run) for key, run in known.items()}
     seeds: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for run in grid.runs:
         seeds[run.model, run.dataset, run.category].append(str(run.seed))
     for (model, dataset, category), numbers in seeds.items():
-        table.add_row(model, dataset, category, ", ".join(numbers), f"{seconds[model, dataset] * len(numbers):.0f}")
+        plan = plans[model, dataset]
+        seconds = plan.seconds * len(numbers)
+        table.add_row(
+            *(model, dataset, category, ", ".join(numbers)),
+            f"{plan.epochs:,}" if isfinite(plan.epochs) else "no limit",
+            f"{seconds:,.0f}" if isfinite(seconds) else "no end",
+        )
     console = Console()
     console.print(table)
-    minutes = sum(seconds[run.model, run.dataset] for run in grid.runs) / jobs / 60
-    console.print(f"{len(grid.runs)} trainings, about {minutes:.0f} minutes with {jobs} at a time.")
+    minutes = sum(plans[run.model, run.dataset].seconds for run in grid.runs) / jobs / 60
+    duration = (
+        "no end" if not isfinite(minutes) else f"about {minutes:,.0f} minutes" if minutes >= 1 else "under a minute"
+    )
+    console.print(f"{len(grid.runs)} trainings, {duration} with {jobs} at a time.")
+    timed = [run for run in grid.runs if run.openvino]
+    if timed:
+        formats = ", ".join(("PyTorch", *timed[0].openvino))
+        console.print(f"Then the exports of {len(timed)} of them are timed: {formats}.")
 
 
 def overview(summary: Summary) -> Table:
@@ -127,37 +233,55 @@ def overview(summary: Summary) -> Table:
     return table
 
 
-def _missing(grid: Grid, folder: Path, resume: bool) -> list[Run]:
-    """Return the runs that have no result yet."""
+def _missing(grid: Grid, folder: Path) -> list[Run]:
+    """Return the runs that have no result yet, or a damaged one, which is said."""
     finished = folder / "runs"
-    if finished.exists() and not resume:
-        msg = f"'{folder}' has results already: continue them with --resume, or name another folder with --output."
-        raise FileExistsError(msg)
-    known = {Run.from_json(path.read_text()).path: path.parent for path in finished.rglob("run.json")}
+    for left in list(finished.rglob(f"*{UNFINISHED}*")):
+        shutil.rmtree(left)
     wanted = {run.path: run for run in grid.runs}
-    for path, place in known.items():
-        complete = (place / "result.json").exists()
-        if path not in wanted or (complete and (place / "run.json").read_text() != wanted[path].to_json()):
+    for file in finished.rglob("run.json"):
+        path = file.parent.relative_to(finished)
+        if path not in wanted or _holds_another(file, wanted[path]):
             msg = f"'{folder}' holds another comparison, with {path} in it: name another folder with --output."
             raise FileExistsError(msg)
-    return [run for run in grid.runs if not (finished / run.path / "result.json").exists()]
+    missing = []
+    for run in grid.runs:
+        if not (finished / run.path / "result.json").exists():
+            missing.append(run)
+        elif damage := find_damage(finished / run.path):
+            Console().print(f"damaged {run.title}: {damage}, so it runs again", markup=False, highlight=False)
+            missing.append(run)
+    return missing
+
+
+def _holds_another(file: Path, run: Run) -> bool:
+    """Whether a run is finished, and its file can be read and says something else."""
+    try:
+        other = Run.from_json(file.read_text())
+    except (KeyError, TypeError, ValueError):
+        return False
+    return other.to_json() != run.to_json() and file.with_name("result.json").exists()
 
 
 def _run(
-    runs: list[Run], folder: Path, jobs: int, runner: RunnerName, ray_address: str | None
+    runs: list[Run],
+    folder: Path,
+    jobs: int,
+    runner: RunnerName,
+    ray_address: str | None,
+    say: Callable[[Run, str], None],
 ) -> Iterator[tuple[Run, str]]:
     """Execute runs on this machine or on Ray."""
     n_gpus = torch.cuda.device_count() if any(run.trainer["accelerator"] != "cpu" for run in runs) else 0
     if runner == "ray":
         return run_on_ray(runs, folder, jobs, ray_address, gpu=n_gpus > 0)
-    gpus = [str(number) for number in range(n_gpus)]
-    return run_locally(runs, folder, min(jobs, n_gpus) if gpus else jobs, gpus)
+    return run_locally(runs, folder, min(jobs, n_gpus) if n_gpus else jobs, visible_gpus(n_gpus), say)
 
 
 def _time(results: list[Result], folder: Path) -> list[timing.TimedExport]:
     """Time the exports of each dataset, or read the timings of an earlier run."""
     file = folder / "timings.json"
-    known = [timing.TimedExport(**line) for line in json.loads(file.read_text())] if file.exists() else []
+    known = _read_timings(file)
     timings: list[timing.TimedExport] = []
     for dataset in dict.fromkeys(result.run.dataset for result in results):
         wanted = {
@@ -182,8 +306,19 @@ def _time(results: list[Result], folder: Path) -> list[timing.TimedExport]:
         for (model, name), (_, export) in wanted.items():
             line = found.get((model, name), timing.Timing(reason=export.get("reason", "")))
             timings.append(timing.TimedExport(model, dataset, name, export.get("megabytes", 0.0), *line))
-        file.write_text(json.dumps([line._asdict() for line in timings], indent=1) + "\n")
+        write_json(file, [line._asdict() for line in timings])
     return timings
+
+
+def _read_timings(file: Path) -> list[timing.TimedExport]:
+    """Read the timings of an earlier run, unless there are none or they are damaged, which is said."""
+    if not file.exists():
+        return []
+    try:
+        return [timing.TimedExport(**line) for line in json.loads(file.read_text())]
+    except (TypeError, ValueError):
+        Console().print(f"damaged {file.name}: the exports are timed again", highlight=False)
+        return []
 
 
 def _progress() -> Progress:

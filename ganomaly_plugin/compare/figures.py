@@ -41,7 +41,7 @@ def curves(scored: Mapping[str, tuple[Array, Array]], colours: Mapping[str, str]
         precision, recall, _ = precision_recall_curve(labels, scores)
         for axes, x, y in ((left, false, true), (right, recall[::-1], precision[::-1])):
             kept = np.unique(np.linspace(0, len(x) - 1, POINTS).astype(int))
-            axes.plot(x[kept], y[kept], color=colours[model], label=model, linewidth=1.5)
+            axes.plot(x[kept], y[kept], color=colours[model], label=_plain(model), linewidth=1.5)
     left.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=0.8, linestyle="--")
     left.set(xlabel="false-positive rate", ylabel="true-positive rate", xlim=(0, 1), ylim=(0, 1.01))
     right.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.01))
@@ -56,7 +56,7 @@ def histograms(scored: Mapping[str, tuple[Array, Array]]) -> str:
         edges = np.linspace(scores.min(), np.quantile(scores, 0.995), 41).tolist()
         for label, name, shade in ((0, "normal", "#0072b2"), (1, "anomalous", "#d55e00")):
             axes.hist(scores[labels == label], edges, density=True, alpha=0.6, color=shade, label=name)
-        axes.set_title(model, fontsize="small")
+        axes.set_title(_plain(model), fontsize="small")
         axes.set(yticks=[])
         axes.tick_params(labelsize="x-small")
     grid[0].legend(fontsize="x-small")
@@ -76,7 +76,7 @@ def scatter(points: Sequence[tuple[str, str, float, float]], colours: Mapping[st
     for model, name, latency, accuracy in points:
         axes.scatter(latency, accuracy, color=colours[model], marker=markers[name], s=45)
     for model in dict.fromkeys(point[0] for point in points):
-        axes.scatter([], [], color=colours[model], label=model)
+        axes.scatter([], [], color=colours[model], label=_plain(model))
     for name, marker in markers.items():
         axes.scatter([], [], color="#555555", marker=marker, label=name)
     axes.set_xscale("log")
@@ -98,6 +98,11 @@ def losses(recorded: Mapping[str, Sequence[float]]) -> str:
         axes.set_title(name, fontsize="small")
         axes.tick_params(labelsize="x-small")
     return _svg(figure)
+
+
+def _plain(name: str) -> str:
+    """Keep matplotlib from reading a name as a formula."""
+    return name.replace("$", r"\$")
 
 
 def _panels(count: int, most_columns: int, height: float) -> tuple[Figure, list[Axes]]:

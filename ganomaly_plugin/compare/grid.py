@@ -3,6 +3,8 @@
 
 import json
 import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,16 @@ from anomalib.utils.config import flatten_dict
 
 KEYS = {"accelerator", "data", "every_epoch", "metrics", "model", "openvino", "reference", "seed"}
 """What a configuration may hold."""
+ENTRY_KEYS = {
+    "model": {"class_path", "every_epoch", "init_args", "name", "trainer", "tuned_on"},
+    "data": {"class_path", "init_args", "name"},
+}
+"""What a model and a dataset may hold."""
+MAX_SEED = 2**32 - 1
 FAILURE = "failure.txt"
 """File in a run's folder that says why it failed."""
+PROGRESS = "progress.txt"
+"""File in an unfinished run's folder that says what it is at."""
 METRICS = ("image_AUROC", "image_AP", "image_F1Max", "pixel_AUROC", "pixel_AUPRO")
 """What can be computed; the pixels' need masks."""
 COMPRESSIONS = ("FP32", "FP16", "INT8", "INT8_PTQ")
@@ -61,7 +71,7 @@ class Run:
 
     def to_json(self) -> str:
         """Return the run as text, the same text for equal runs."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True)
+        return json.dumps(asdict(self), indent=1, sort_keys=True, default=str)
 
     @classmethod
     def from_json(cls, text: str) -> "Run":
@@ -72,11 +82,19 @@ class Run:
 
 @dataclass(frozen=True)
 class Grid:
-    """The runs of a comparison, the model that the others are compared with, and the configuration itself."""
+    """The runs of a comparison.
+
+    Attributes:
+        runs: All of them.
+        reference: The model that the others are compared with.
+        config: The configuration itself.
+        tuned_on: By model, the categories of each dataset on whose test images its settings were chosen.
+    """
 
     runs: list[Run]
     reference: str
     config: dict[str, Any] = field(repr=False)
+    tuned_on: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
     @property
     def models(self) -> list[str]:
@@ -88,33 +106,35 @@ def read_grid(config: dict[str, Any]) -> Grid:
     """Lay out the runs of a configuration.
 
     ``model``, ``data`` and ``seed`` take anomalib's ``grid`` key with a list of alternatives, and so does any argument
-    inside them. A model may have a ``name`` for tables, a ``trainer`` section for the engine, and an ``every_epoch``
-    that overrides the comparison's; a dataset may have a ``name``. The first category and seed of each dataset are
-    timed.
+    inside them. A model may have a ``name`` for tables, a ``trainer`` section for the engine, an ``every_epoch`` that
+    overrides the comparison's, and ``tuned_on``, which lists by dataset the categories on whose test images its
+    settings were chosen; a dataset may have a ``name``. Where ``openvino`` lists formats, the first category and seed
+    of each dataset are timed.
 
     Args:
         config: Content of the YAML file's section ``compare``.
 
     Raises:
-        ValueError: If a key is unknown or missing, a value is not allowed, or two models have one name.
+        ValueError: If a key is unknown or missing, a value is not allowed, or something stands in it twice.
     """
     _check_keys(config)
-    seeds = config.get("seed", 0)
-    seeds = seeds["grid"] if isinstance(seeds, dict) else [seeds]
+    seeds = _seeds(config.get("seed", 0))
     metrics = tuple(config.get("metrics", ()))
-    models: list[dict[str, Any]] = [
-        {
-            "model": _label(variant, entry),
-            "model_config": _class_config(variant),
-            "trainer": {"accelerator": config.get("accelerator", "auto")} | variant.get("trainer", {}),
-            "every_epoch": variant.get("every_epoch", config.get("every_epoch", False)),
-        }
-        for entry in _alternatives(config["model"])
-        for variant in get_iterator_from_grid_dict(entry)
-    ]
+    models: list[dict[str, Any]] = []
+    tuned_on = {}
+    for entry in _alternatives(config["model"]):
+        for variant in get_iterator_from_grid_dict({key: entry[key] for key in entry if key != "tuned_on"}):
+            label = _label(variant, entry)
+            tuned_on[label] = _tuned_on(label, entry.get("tuned_on"))
+            models.append({
+                "model": label,
+                "model_config": _class_config(variant),
+                "trainer": {"accelerator": config.get("accelerator", "auto")} | _section(variant, "trainer"),
+                "every_epoch": variant.get("every_epoch", config.get("every_epoch", False)),
+            })  # fmt: skip
     labels = [model["model"] for model in models]
-    if len(set(labels)) < len(labels):
-        doubled = sorted({label for label in labels if labels.count(label) > 1})
+    doubled = _doubled(labels)
+    if doubled:
         msg = f"Two models are called {', '.join(doubled)}: give each a name of its own with the key 'name'."
         raise ValueError(msg)
     reference = config.get("reference", labels[0])
@@ -132,10 +152,32 @@ def read_grid(config: dict[str, Any]) -> Grid:
             data = _class_config(variant)
             for seed in seeds:
                 timed = number == 0 and seed == seeds[0]
-                openvino = tuple(config.get("openvino", ["FP32"])) if timed else ()
+                openvino = tuple(config.get("openvino", [])) if timed else ()
                 shared = {"dataset": name, "category": category, "seed": seed, "data_config": data}
                 runs += [Run(**shared, openvino=openvino, metrics=metrics, **model) for model in models]
-    return Grid(runs, reference, config)
+    places = _doubled(str(run.path).casefold() for run in runs)  # Not all file systems tell capitals.
+    if places:
+        first, other, *_ = (run.title for run in runs if str(run.path).casefold() == places[0])
+        msg = f"Twice in the comparison, or with one folder for the results of both: {first}; {other}. "
+        raise ValueError(msg + "Remove one, or give models and datasets names of their own with the key 'name'.")
+    return Grid(runs, reference, config, tuned_on)
+
+
+def _seeds(section: Any) -> list[int]:
+    seeds = section["grid"] if isinstance(section, dict) and set(section) == {"grid"} else [section]
+    for seed in seeds:
+        if type(seed) is not int or not 0 <= seed <= MAX_SEED:
+            msg = f"seed is {seed!r}; it takes a whole number from 0 to {MAX_SEED}, or several in a list under 'grid'."
+            raise ValueError(msg)
+    if doubled := _doubled(map(str, seeds)):
+        msg = f"The seed {doubled[0]} stands twice in the comparison, which would count its runs twice: remove one."
+        raise ValueError(msg)
+    return seeds
+
+
+def _doubled(values: Iterable[str]) -> list[str]:
+    """Return what stands more than once."""
+    return [value for value, count in Counter(values).items() if count > 1]
 
 
 def _check_keys(config: dict[str, Any]) -> None:
@@ -151,15 +193,25 @@ def _check_keys(config: dict[str, Any]) -> None:
             if not isinstance(entry, dict) or "class_path" not in entry:
                 msg = f"A {key} of the comparison has no class_path: {entry}."
                 raise ValueError(msg)
+            if unknown := sorted(set(entry) - ENTRY_KEYS[key]):
+                msg = (
+                    f"The {key} {entry.get('name', entry['class_path'])} of the comparison takes no "
+                    f"{', '.join(unknown)}: it takes {', '.join(sorted(ENTRY_KEYS[key]))}."
+                )
+                raise ValueError(msg)
     for key in ("model", "data", "seed"):
         for name, values in flatten_dict({key: config.get(key)}).items():
-            if name.endswith("grid") and not values:
-                msg = f"The grid {name} is empty: list what to compare, or remove it."
+            if name.endswith("grid") and not (values and isinstance(values, list)):
+                found = f"{values!r}, and no list" if values else "empty"
+                msg = f"The grid {name} is {found}: list what to compare, or remove it."
                 raise ValueError(msg)
     for key, known in (("openvino", COMPRESSIONS), ("metrics", METRICS)):
         values = config.get(key, [])
         if not isinstance(values, list) or not set(values) <= set(known):
             msg = f"{key} is {values}; it takes a list of {', '.join(known)}."
+            raise ValueError(msg)
+        if doubled := _doubled(values):
+            msg = f"{key} is {values}, with {doubled[0]} twice: remove one."
             raise ValueError(msg)
 
 
@@ -182,4 +234,22 @@ def _label(variant: dict[str, Any], entry: dict[str, Any]) -> str:
 
 
 def _class_config(variant: dict[str, Any]) -> dict[str, Any]:
-    return {"class_path": variant["class_path"], "init_args": variant.get("init_args", {})}
+    return {"class_path": variant["class_path"], "init_args": _section(variant, "init_args")}
+
+
+def _section(variant: dict[str, Any], key: str) -> dict[str, Any]:
+    """Return a section of a model or dataset, which may be missing or empty."""
+    section = variant.get(key) or {}
+    if not isinstance(section, dict):
+        msg = f"{key} of {variant.get('name', variant['class_path'])} is {section!r}; it takes names with their values."
+        raise ValueError(msg)
+    return section
+
+
+def _tuned_on(label: str, section: Any) -> dict[str, list[str]]:
+    """Return the categories of each dataset on which a model's settings were chosen, as text."""
+    section = section or {}
+    if not isinstance(section, dict) or not all(isinstance(names, list) for names in section.values()):
+        msg = f"tuned_on of {label} is {section!r}; it takes lists of categories by the dataset's name, as digits: [8]."
+        raise ValueError(msg)
+    return {dataset: [str(name) for name in names] for dataset, names in section.items()}

@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of raw anomaly scores, the same under many weightings of the images at once, and bootstrap intervals.
+"""Metrics of raw anomaly scores, the same under many weightings of the images at once.
 
-A weighting ``(B, N)`` says how often each of ``N`` test images counts in each of ``B`` resamples; a row of ones gives
-the plain metric, which equals scikit-learn's. ``scipy.stats.bootstrap`` does not serve: all models must share the
-weights of the images, so that differences are paired; images of each kind and seeds are resampled at two levels; and
-it would call scikit-learn once for each resample and metric, where here one sort serves all of them.
+A weighting ``(B, N)`` says how much each of ``N`` test images counts in each of ``B`` resamples; a row of ones gives
+the plain metric, which equals scikit-learn's.
 """
 
-from math import isnan
 from typing import NamedTuple
 
 import numpy as np
@@ -24,19 +21,6 @@ CHUNK = 100
 """Resamples that are in memory at a time."""
 FALSE_POSITIVE_LIMIT = 0.3
 """False-positive rate up to which the per-region overlap is integrated, as the MVTec AD paper has it."""
-
-
-class Interval(NamedTuple):
-    """A metric's mean over seeds, its standard deviation over them, and its 95 % interval under the bootstrap."""
-
-    mean: float
-    std: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        """Return mean and standard deviation, as tables show them."""
-        return f"{self.mean:.3f}" + ("" if isnan(self.std) else f" ± {self.std:.3f}")
 
 
 def image_metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -152,44 +136,6 @@ def weighted_pixel_metrics(counts: PixelCounts, weights: Array) -> dict[str, Arr
         for x, values in zip(rate, overlap, strict=True)
     ]
     return {"pixel_AUROC": _area(false, true), "pixel_AUPRO": np.array(limited)}
-
-
-def resample(labels: Array, n_resamples: int, generator: np.random.Generator) -> Array:
-    """Sample weightings ``(n_resamples, N)`` with replacement, normal and anomalous images each among themselves."""
-    weights = np.zeros((n_resamples, len(labels)))
-    for kind in (0, 1):
-        members = np.flatnonzero(labels == kind)
-        if len(members):
-            fraction = np.full(len(members), 1 / len(members))
-            weights[:, members] = generator.multinomial(len(members), fraction, size=n_resamples)
-    return weights
-
-
-def over_seeds(values: Array, generator: np.random.Generator) -> Array:
-    """Average resampled metrics over as many seeds, drawn with replacement.
-
-    Args:
-        values: One row a seed, one column a resample, ``(S, B)``.
-        generator: Random numbers; the same state gives the same seeds, which pairs two models.
-
-    Returns:
-        Means ``(B,)``.
-    """
-    n_seeds, n_resamples = values.shape
-    drawn = generator.integers(n_seeds, size=(n_seeds, n_resamples))
-    return np.take_along_axis(values, drawn, axis=0).mean(0)
-
-
-def interval(plain: Array, resampled: Array) -> Interval:
-    """Return a metric's mean, standard deviation and interval.
-
-    Args:
-        plain: The metric itself, one value a seed.
-        resampled: Its means over seeds under the bootstrap, ``(B,)``.
-    """
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    std = float(plain.std(ddof=1)) if len(plain) > 1 else float("nan")
-    return Interval(float(plain.mean()), std, float(low), float(high))
 
 
 def _area(false: Array, true: Array) -> Array:

@@ -3,12 +3,12 @@
 
 import base64
 import io
-import json
 import os
 import platform
 import re
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,22 @@ from pandas import DataFrame
 from PIL import Image
 
 from ganomaly_plugin.compare import figures
-from ganomaly_plugin.compare.metrics import Array, Interval
-from ganomaly_plugin.compare.summary import LAST_EPOCHS, MEAN, RESAMPLES, Result, Summary
+from ganomaly_plugin.compare.metrics import Array
+from ganomaly_plugin.compare.record import Result, write_json
+from ganomaly_plugin.compare.statistics import MIN_SEEDS, Estimate, Interval
+from ganomaly_plugin.compare.summary import LAST_EPOCHS, MEAN, RESAMPLES, Row, Summary
 from ganomaly_plugin.compare.timing import BATCH, TimedExport
 
 EACH_KIND = 3
 """Images of each kind in a gallery: normal and anomalous ones with the lowest and the highest scores."""
 TITLE = "Comparison of anomaly detectors"
+EXPLANATION = (
+    "Mean over categories and seeds ± standard deviation over seeds, from raw scores after the last epoch. Two 95 % "
+    "intervals: over test images, for these seeds (bootstrap; images that categories or seeds share are drawn "
+    f"together), and over seeds (paired t), which takes {MIN_SEEDS} seeds or more. Bold: better than every other model "
+    "over seeds, p < 0.05 after Holm's correction for all pairs of models."
+)
+"""What the tables show."""
 EPOCH_HEADS = ("last epoch", "best epoch on the test set, selected on it", f"mean change, last {LAST_EPOCHS} epochs")
 
 
@@ -40,7 +49,7 @@ def write_report(folder: Path, summary: Summary, timings: list[TimedExport]) -> 
         timings: Its timings.
     """
     (folder / "results.csv").write_text(_csv(summary))
-    (folder / "results.json").write_text(json.dumps(_json(summary, timings), indent=1) + "\n")
+    write_json(folder / "results.json", _json(summary, timings))
     (folder / "report.md").write_text(_markdown(summary, timings))
     (folder / "table.tex").write_text(_latex(summary))
     (folder / "report.html").write_text(_html(summary, timings))
@@ -51,12 +60,43 @@ def machine() -> str:
     return f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores, Python {platform.python_version()}"
 
 
+def describe_tuning(summary: Summary) -> str:
+    """Say which models' settings were chosen on test images, and on which, as far as the configuration does."""
+    tuned = [
+        f"{model} on " + "; ".join(f"{dataset} {', '.join(names)}" for dataset, names in chosen.items())
+        for model, chosen in summary.grid.tuned_on.items()
+        if chosen
+    ]
+    untuned = [model for model in summary.grid.models if not summary.grid.tuned_on.get(model)]
+    parts = []
+    if tuned:
+        parts.append(f"Settings were chosen on test images: {', '.join(tuned)}.")
+    if untuned:
+        parts.append(f"The configuration names no such choice for {', '.join(untuned)}.")
+    for dataset, categories in summary.categories.items():
+        if len(summary.tuning_categories(dataset)) == len(categories):
+            parts.append(f"No category of {dataset} is free of it, so the figures favour the tuned models.")
+    return " ".join(parts)
+
+
+def _columns(figure: Estimate | None, prefix: str = "") -> dict[str, float | None]:
+    """Name the numbers of a figure."""
+    columns: dict[str, float | None] = {f"{prefix}{name}": getattr(figure, name, None) for name in ("mean", "std")}
+    for name in ("over_images", "over_seeds"):
+        for bound in Interval._fields:
+            columns[f"{prefix}{bound}_{name}"] = getattr(getattr(figure, name, None), bound, None)
+    return columns
+
+
+def _numbers(row: Row) -> dict[str, Any]:
+    """Return a line of the results; its p-value is corrected."""
+    figures = _columns(row.value) | {"seeds": row.value.n_seeds} | _columns(row.difference, "difference_")
+    return dict(zip(Row._fields[:4], row[:4], strict=True)) | figures | {"difference_p_value": row.p_value}
+
+
 def _csv(summary: Summary) -> str:
     """Return one line for each figure."""
-    names = [*("dataset", "category", "model", "metric"), *Interval._fields]
-    differences = [f"difference_{name}" for name in Interval._fields]
-    lines = [(*row[:4], *row.value, *(row.difference or [None] * len(differences))) for row in summary.rows]
-    return str(DataFrame(lines, columns=[*names, *differences]).to_csv(index=False))
+    return str(DataFrame([_numbers(row) for row in summary.rows]).to_csv(index=False))
 
 
 def _json(summary: Summary, timings: list[TimedExport]) -> dict[str, Any]:
@@ -70,18 +110,25 @@ def _json(summary: Summary, timings: list[TimedExport]) -> dict[str, Any]:
             {**asdict(result.run), "result": result.record or None, "failure": result.reason or None}
             for result in summary.results
         ],
-        "figures": [
-            row._asdict()
-            | {"value": _without_nan(row.value), "difference": row.difference and _without_nan(row.difference)}
-            for row in summary.rows
-        ],
-        "timings": [_without_nan(timing) for timing in timings],
+        "figures": [_numbers(row) for row in summary.rows],
+        "timings": [timing._asdict() for timing in timings],
     }
 
 
-def _without_nan(values: Interval | TimedExport) -> dict[str, Any]:
-    """Leave out what is not known, for which JSON has no number."""
-    return {name: value for name, value in values._asdict().items() if value == value}
+def _escape(text: str) -> str:
+    """Escape a name or a reason for Markdown, where it stands in a table or a heading."""
+    return re.sub(r"([\\`*{}\[\]<>|~$&#]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
+
+
+def _interval(interval: Interval | None, sign: str = "") -> str:
+    return "-" if interval is None else f"{interval.low:{sign}.3f} to {interval.high:{sign}.3f}"
+
+
+def _over_seeds(figure: Estimate, sign: str = "") -> str:
+    """Return the interval over seeds, or why there is none."""
+    if figure.over_seeds is not None:
+        return _interval(figure.over_seeds, sign)
+    return f"n/a: {figure.n_seeds} seed" + ("s" if figure.n_seeds > 1 else "")
 
 
 def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -96,59 +143,91 @@ def _value(summary: Summary, dataset: str, category: str, model: str, metric: st
 
 def _markdown(summary: Summary, timings: list[TimedExport]) -> str:
     reference, models = summary.grid.reference, summary.grid.models
-    parts = [
-        f"# {TITLE}\n",
-        "Mean over categories and seeds ± standard deviation over seeds, from raw scores after the last epoch. Beside "
-        f"it the difference to {reference} with its 95 % interval, from a paired bootstrap over test images and seeds. "
-        "Bold: significantly better than every other model.\n",
-    ]
+    parts = [f"# {TITLE}\n", f"{EXPLANATION}\n", f"{_escape(describe_tuning(summary))}\n"]
     for dataset, categories in summary.categories.items():
         metrics, of_epochs = summary.metrics(dataset), summary.metrics(dataset, of_epochs=True)
-        lines = []
-        for model in models:
-            line = [model]
-            for metric in metrics:
-                text = _value(summary, dataset, MEAN, model, metric)
-                found = summary.difference(dataset, MEAN, model, reference, metric)
-                line.append(f"**{text}**" if summary.leads(dataset, model, metric) else text)
-                line.append(f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f})" if found else "")
-            lines.append(line)
-        heads = [head for metric in metrics for head in (metric, f"difference to {reference}")]
-        parts += [f"## {dataset}\n", _table(["model", *heads], lines)]
+        means = summary.means(dataset)
+        heads = [_escape(_mean_title(summary, dataset, mean, metric)) for metric in metrics for mean in means]
+        lines = [
+            [_escape(model), *(_bold(summary, dataset, mean, model, metric) for metric in metrics for mean in means)]
+            for model in models
+        ]
+        parts += [f"## {_escape(dataset)}\n", _table(["model", *heads], lines)]
+        for metric in metrics:
+            heads = ["model", "mean", "over test images, these seeds", "over seeds"]
+            heads += [f"difference to {_escape(reference)}", *heads[2:], "p, corrected"]
+            for mean in means:
+                title = _escape(_mean_title(summary, dataset, mean, metric))
+                lines = [_line(summary, dataset, mean, model, metric) for model in models]
+                parts += [f"### {title}\n", _table(heads, lines)]
         if len(categories) > 1 and metrics:
-            lines = [[model, *(_value(summary, dataset, name, model, metrics[0]) for name in categories)]
+            lines = [[_escape(model), *(_value(summary, dataset, name, model, metrics[0]) for name in categories)]
                      for model in models]  # fmt: skip
-            parts += [f"### {metrics[0]} by category\n", _table(["model", *categories], lines)]
+            parts += [f"### {metrics[0]} by category\n", _table(["model", *map(_escape, categories)], lines)]
         if of_epochs:
-            lines = [[model, *(_value(summary, dataset, MEAN, model, name) for name in ["image_AUROC", *of_epochs])]
+            names = ["image_AUROC", *of_epochs]
+            lines = [[_escape(model), *(_value(summary, dataset, MEAN, model, name) for name in names)]
                      for model in models]  # fmt: skip
             parts += ["### image_AUROC over the epochs\n", _table(["model", *EPOCH_HEADS], lines)]
     if timings:
         head = ["model", "dataset", "format", "p50, ms", "p95, ms", "images/s", "MB"]
-        lines = [
-            [line.model, line.dataset, line.format, *([line.reason, "", "", ""] if line.reason else [
-                f"{line.p50:.2f}", f"{line.p95:.2f}", f"{line.images_per_second:.0f}", f"{line.megabytes:.1f}"])]
-            for line in timings
-        ]  # fmt: skip
+        lines = [[_escape(line.model), _escape(line.dataset), line.format, *_timing(line)] for line in timings]
         parts += ["## Timings\n", _table(head, lines)]
     if failures := _failures(summary):
-        parts += ["## Failures\n", "\n".join(f"- {title}: {reason}" for title, reason in failures) + "\n"]
+        parts += [
+            "## Failures\n",
+            "\n".join(f"- {_escape(title)}: {_escape(reason)}" for title, reason in failures) + "\n",
+        ]
     return "\n".join([*parts, f"{machine()}.\n"])
+
+
+def _timing(line: TimedExport) -> list[str]:
+    if line.reason:
+        return [_escape(line.reason), "", "", ""]
+    return [f"{line.p50:.2f}", f"{line.p95:.2f}", f"{line.images_per_second:.0f}", f"{line.megabytes:.1f}"]
+
+
+def _mean_title(summary: Summary, dataset: str, mean: str, title: str) -> str:
+    """Complete a title by the categories that a mean leaves out."""
+    return title if mean == MEAN else f"{title} without {', '.join(summary.tuning_categories(dataset))}"
+
+
+def _bold(summary: Summary, dataset: str, mean: str, model: str, metric: str) -> str:
+    text = _value(summary, dataset, mean, model, metric)
+    return f"**{text}**" if summary.leads(dataset, model, metric, mean) else text
+
+
+def _line(summary: Summary, dataset: str, mean: str, model: str, metric: str) -> list[str]:
+    """Return a model's line in the table of a metric: the figure and its difference to the reference."""
+    reference = summary.grid.reference
+    line = [_escape(model), _bold(summary, dataset, mean, model, metric)]
+    value = summary.value(dataset, mean, model, metric)
+    difference = summary.difference(dataset, mean, model, reference, metric)
+    p_value = summary.p_value(dataset, mean, model, reference, metric)
+    line += [_interval(value.over_images), _over_seeds(value)] if value else ["", ""]
+    if difference is None:
+        return [*line, "", "", "", ""]
+    line += [f"{difference.mean:+.3f}", _interval(difference.over_images, "+"), _over_seeds(difference, "+")]
+    return [*line, "" if p_value is None else f"{p_value:.3f}"]
 
 
 def _latex(summary: Summary) -> str:
     """Return image AUROCs as a table for ``booktabs``."""
 
-    def text(dataset: str, model: str) -> str:
-        value = _value(summary, dataset, MEAN, model, "image_AUROC").replace("±", r"$\pm$")
-        return rf"\textbf{{{value}}}" if summary.leads(dataset, model, "image_AUROC") else value
+    def text(dataset: str, mean: str, model: str) -> str:
+        value = _value(summary, dataset, mean, model, "image_AUROC").replace("±", r"$\pm$")
+        return rf"\textbf{{{value}}}" if summary.leads(dataset, model, "image_AUROC", mean) else value
 
-    models, datasets = summary.grid.models, list(summary.categories)
-    frame = DataFrame({dataset: [text(dataset, model) for model in models] for dataset in datasets}, models)
-    style = frame.rename_axis(columns="Image AUROC").style
+    models = summary.grid.models
+    columns = {
+        _mean_title(summary, dataset, mean, dataset): [text(dataset, mean, model) for model in models]
+        for dataset in summary.categories
+        for mean in summary.means(dataset)
+    }
+    style = DataFrame(columns, models).rename_axis(columns="Image AUROC").style
     for axis in (0, 1):
         style = style.format_index(escape="latex", axis=axis)
-    return str(style.to_latex(hrules=True, column_format="l" + "c" * len(datasets)))
+    return str(style.to_latex(hrules=True, column_format="l" + "c" * len(columns)))
 
 
 def _failures(summary: Summary) -> list[tuple[str, str]]:
@@ -162,7 +241,7 @@ def _html(summary: Summary, timings: list[TimedExport]) -> str:
     points = [
         (line.model, line.format, line.p50, value.mean)
         for line in timings
-        if not line.reason and (value := summary.value(line.dataset, MEAN, line.model, "image_AUROC"))
+        if line.p50 is not None and (value := summary.value(line.dataset, MEAN, line.model, "image_AUROC"))
     ]
     images = {(r.run.dataset, r.run.category, r.run.seed): r.record["images"] for r in summary.done}
     return environment.get_template("report.html.jinja").render(
@@ -171,9 +250,15 @@ def _html(summary: Summary, timings: list[TimedExport]) -> str:
         models=models,
         reference=summary.grid.reference,
         mean=MEAN,
+        explanation=EXPLANATION,
+        tuning=describe_tuning(summary),
+        mean_title=partial(_mean_title, summary),
+        interval=_interval,
+        over_seeds=_over_seeds,
         epoch_heads=EPOCH_HEADS,
         n_seeds=len({run.seed for run in summary.grid.runs}),
         resamples=RESAMPLES,
+        min_seeds=MIN_SEEDS,
         failures=_failures(summary),
         mismatches=[" ".join(map(str, key)) for key, found in summary.hashes.items() if len(found) > 1],
         timings=timings,
@@ -195,9 +280,9 @@ def _html(summary: Summary, timings: list[TimedExport]) -> str:
 
 def _costs(summary: Summary) -> list[dict[Hashable, Any]]:
     """Average what training and test cost, by model and dataset."""
-    names = ["fit_seconds", "test_seconds", "parameters", "peak_megabytes"]
+    names = ["fit_seconds", "test_seconds", "parameters", "peak_megabytes", "peak_gpu_megabytes"]
     lines = [(r.run.model, r.run.dataset, *(r.record[name] for name in names)) for r in summary.done]
-    frame = DataFrame(lines, columns=["model", "dataset", *names])
+    frame = DataFrame(lines, columns=["model", "dataset", *names]).astype(dict.fromkeys(names, float))
     return list(frame.groupby(["model", "dataset"], sort=False).mean().reset_index().to_dict("records"))
 
 

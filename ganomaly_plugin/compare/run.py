@@ -5,9 +5,8 @@ Each has a process of its own, ``python -m ganomaly_plugin.compare.run FOLDER``,
 """
 
 import hashlib
-import json
+import inspect
 import os
-import resource
 import sys
 import tempfile
 import threading
@@ -16,9 +15,10 @@ import warnings
 from copy import deepcopy
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from anomalib.data import AnomalibDataModule, AnomalibDataset
 from anomalib.deploy import CompressionType
@@ -30,14 +30,22 @@ from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 
 from ganomaly_plugin import image_reader
-from ganomaly_plugin.compare.grid import FAILURE, Run
-from ganomaly_plugin.compare.metrics import count_pixels, image_metrics, pixel_metrics
+from ganomaly_plugin.compare.grid import FAILURE, PROGRESS, Run
+from ganomaly_plugin.compare.metrics import Array, count_pixels, image_metrics, pixel_metrics
+from ganomaly_plugin.compare.record import write_json
 
 GALLERY_IMAGES = 200
 """Test images that are kept for the gallery, at most; chosen by the seed."""
 GALLERY_SIZE = 96
 """Longer side in pixels of the pictures in the gallery."""
 PACKAGES = ("anomalib", "ganomaly-plugin", "lightning", "torch")
+SECONDS_BETWEEN_SIGNS = 1.0
+"""How often a training says what it is at, at most."""
+
+try:
+    import resource
+except ModuleNotFoundError:  # On Windows, which does not say how much memory a process had.
+    resource = None  # type: ignore[assignment]
 
 
 def build_model(run: Run) -> AnomalibModule:
@@ -85,6 +93,19 @@ def build_engine(root: str | Path, callbacks: list[Callback], trainer: dict[str,
     return Engine(default_root_dir=root, callbacks=callbacks, **quiet | trainer)
 
 
+def check_trainer(run: Run) -> None:
+    """Check the names of the trainer's arguments.
+
+    Raises:
+        ValueError: If there is no such argument.
+    """
+    known = inspect.signature(Trainer).parameters.keys() - {"callbacks", "default_root_dir"}
+    unknown = sorted(run.trainer.keys() - known)
+    if unknown:
+        msg = f"{run.title}: trainer has no {', '.join(unknown)}: it takes {', '.join(sorted(known))}."
+        raise ValueError(msg)
+
+
 def check_data(run: Run, datamodule: AnomalibDataModule) -> None:
     """Make the data ready, and check that they allow what is to be computed.
 
@@ -112,12 +133,13 @@ def train_and_test(run: Run, folder: Path) -> None:
     seed_everything(run.seed, workers=True, verbose=False)
     model, datamodule = build_model(run), build_datamodule(run)
     recorder = Recorder(run.every_epoch)
+    callbacks = [recorder, ProgressFile(folder / PROGRESS)]
     with tempfile.TemporaryDirectory() as checkpoints:
-        engine = build_engine(checkpoints, [recorder], run.trainer)
+        engine = build_engine(checkpoints, callbacks, run.trainer)
         start = time.perf_counter()
         engine.fit(model, datamodule=datamodule)
         fit_seconds = time.perf_counter() - start
-        peak = _peak_megabytes()
+        peaks = peak_memory(engine.trainer.strategy.root_device)
         if run.openvino:
             engine.trainer.save_checkpoint(folder / "model.ckpt")
         start = time.perf_counter()
@@ -125,7 +147,11 @@ def train_and_test(run: Run, folder: Path) -> None:
         test_seconds = time.perf_counter() - start
 
     scores, labels = recorder.joined("scores").double().numpy(), recorder.joined("labels").double().numpy()
-    arrays: dict[str, Any] = {"scores": scores, "labels": labels}
+    train, test = (hash_images(getattr(datamodule, f"{part}_data")) for part in ("train", "test"))
+    if not np.array_equal(test.labels[: len(labels)], labels):
+        msg = f"{run.title}: the test images come in another order than the dataset's, so that models cannot be paired."
+        raise ValueError(msg)
+    arrays: dict[str, Any] = {"scores": scores, "labels": labels, "images": test.images[: len(labels)]}
     metrics = image_metrics(scores, labels)
     if _wants_pixels(run, recorder):
         maps, masks = recorder.joined("maps"), recorder.joined("masks")
@@ -137,18 +163,18 @@ def train_and_test(run: Run, folder: Path) -> None:
         "metrics": {name: metrics[name] for name in run.metrics or metrics},
         # The last epoch's is the test's own, after what the model does when training ends.
         "epochs": [*recorder.epochs, metrics["image_AUROC"]] if run.every_epoch else [],
-        "data": {part: content_hash(getattr(datamodule, f"{part}_data")) for part in ("train", "test")},
-        "images": {part: len(getattr(datamodule, f"{part}_data")) for part in ("train", "test")},
+        "data": {"train": train.content, "test": test.content},
+        "images": {"train": len(train.images), "test": len(test.images)},
         "fit_seconds": fit_seconds - recorder.scoring_seconds,
         "test_seconds": test_seconds,
-        "peak_megabytes": peak,
+        **peaks,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "losses": recorder.losses,
         "exports": export(model, datamodule, folder / "exports", run.openvino) if run.openvino else {},
         "input_size": list(model.input_size or (256, 256)),
         "versions": {name: version(name) for name in PACKAGES},
     }
-    (folder / "result.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_json(folder / "result.json", record)
 
 
 class Recorder(Callback):
@@ -201,6 +227,37 @@ class Recorder(Callback):
                 self.losses.setdefault(name, []).append(float(value))
 
 
+class ProgressFile(Callback):
+    """Says in a file what the training is at.
+
+    Args:
+        file: The file.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.written = 0.0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, _module: LightningModule, _outputs: Any, _batch: Any, batch_idx: int
+    ) -> None:
+        """Name epoch and batch."""
+        epochs = f" of {trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
+        self._say(f"epoch {trainer.current_epoch + 1}{epochs}, batch {batch_idx + 1} of {trainer.num_training_batches}")
+
+    def on_test_batch_end(
+        self, trainer: Trainer, _module: LightningModule, _outputs: Any, _batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        """Name the batch."""
+        self._say(f"test, batch {batch_idx + 1} of {trainer.num_test_batches[0]}")
+
+    def _say(self, text: str) -> None:
+        now = time.monotonic()
+        if now - self.written >= SECONDS_BETWEEN_SIGNS:
+            self.file.write_text(text)
+            self.written = now
+
+
 def raw_scores(outputs: Any) -> torch.Tensor:
     """Return the scores ``(B,)`` of a model's test step, before any post-processing."""
     scores = outputs.pred_score
@@ -250,15 +307,34 @@ def gallery(recorder: Recorder, seed: int) -> dict[str, Any]:
     return pictures
 
 
-def content_hash(dataset: AnomalibDataset) -> str:
-    """Return a hash of the images and labels of a dataset, before any augmentation, whatever their order."""
+class Hashes(NamedTuple):
+    """Hashes of a dataset, before any augmentation.
+
+    Attributes:
+        images: Of each image ``(N,)``, whatever its label.
+        labels: The images' labels ``(N,)``, 1 for anomalous.
+        content: Of all images and labels, whatever their order.
+    """
+
+    images: npt.NDArray[np.uint64]
+    labels: Array
+    content: str
+
+
+def hash_images(dataset: AnomalibDataset) -> Hashes:
+    """Hash the images and labels of a dataset."""
     augmentations, dataset.augmentations = dataset.augmentations, None
-    items: Any = (dataset[index] for index in range(len(dataset)))
-    digests = sorted(
-        hashlib.sha256(item.image.numpy().tobytes() + bytes([int(item.gt_label)])).digest() for item in items
-    )
+    images, labels, digests = [], [], []
+    for index in range(len(dataset)):
+        item: Any = dataset[index]
+        digest = hashlib.sha256(item.image.numpy().tobytes())
+        images.append(digest.digest()[:8])
+        labels.append(float(item.gt_label))
+        digest.update(bytes([int(item.gt_label)]))
+        digests.append(digest.digest())
     dataset.augmentations = augmentations
-    return hashlib.sha256(b"".join(digests)).hexdigest()[:16]
+    content = hashlib.sha256(b"".join(sorted(digests))).hexdigest()[:16]
+    return Hashes(np.frombuffer(b"".join(images), dtype=np.uint64), np.array(labels), content)
 
 
 def export(
@@ -282,12 +358,14 @@ def export(
     return found
 
 
-def _peak_megabytes() -> float:
-    """Return the most memory that this process had so far: of the accelerator if there is one."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e6
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+def peak_memory(device: torch.device) -> dict[str, float | None]:
+    """Return the most megabytes that this process had so far: its own, and those on the GPU where it trained on one."""
+    process = None
+    if resource is not None:
+        unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes.
+        process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    gpu = torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None
+    return {"peak_megabytes": process, "peak_gpu_megabytes": gpu}
 
 
 def _thumbnails(images: torch.Tensor) -> torch.Tensor:

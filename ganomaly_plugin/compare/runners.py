@@ -6,21 +6,45 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal
+from uuid import uuid4
 
-from ganomaly_plugin.compare.grid import FAILURE, Run
+from ganomaly_plugin.compare.grid import FAILURE, PROGRESS, Run
 
 RunnerName = Literal["local", "ray"]
 RETRIES = 3
 """How often Ray restarts a run whose worker died."""
 LOG = "log.txt"
+UNFINISHED = ".unfinished-"
+"""Stands in the names of the folders of runs that are not finished, after the run's seed."""
+SECONDS_BETWEEN_LINES = 60.0
+"""How often a training says what it is at where there is no terminal, at most."""
 
 
-def run_locally(runs: Sequence[Run], folder: Path, jobs: int, gpus: Sequence[str] = ()) -> Iterator[tuple[Run, str]]:
+def visible_gpus(count: int) -> list[str]:
+    """Name this machine's GPUs for ``CUDA_VISIBLE_DEVICES``.
+
+    Args:
+        count: Number of those that PyTorch sees, which are the first of this process's own ``CUDA_VISIBLE_DEVICES``.
+    """
+    own = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [str(number) for number in range(count)] if own is None else [name.strip() for name in own.split(",")]
+    return names[:count]
+
+
+def run_locally(
+    runs: Sequence[Run],
+    folder: Path,
+    jobs: int,
+    gpus: Sequence[str] = (),
+    say: Callable[[Run, str], None] = lambda *_: None,
+) -> Iterator[tuple[Run, str]]:
     """Execute runs in processes of their own, and yield each with the reason of its failure, empty for none.
 
     A run's folder appears once it is complete, so that a kill at any moment leaves complete runs only.
@@ -30,6 +54,7 @@ def run_locally(runs: Sequence[Run], folder: Path, jobs: int, gpus: Sequence[str
         folder: Where the runs' folders go.
         jobs: Processes at a time; each gets an equal part of the processor's cores.
         gpus: Names of the accelerators, each for one process at a time; ``jobs`` should be their number.
+        say: Called from threads with what a run is at, whenever that changes.
     """
     places: SimpleQueue[dict[str, str]] = SimpleQueue()
     threads = _threads(jobs)
@@ -43,7 +68,7 @@ def run_locally(runs: Sequence[Run], folder: Path, jobs: int, gpus: Sequence[str
         unfinished = _fresh_folder(target, run)
         process = _start(unfinished, threads, place)
         running.add(process)
-        status = process.wait()
+        status = _wait(process, unfinished, partial(say, run))
         running.discard(process)
         places.put(place)
         return _finish(unfinished, target, status)
@@ -82,7 +107,7 @@ def run_on_ray(
         msg = "The Ray runner needs Ray: pip install 'ganomaly-plugin[ray]'."
         raise ModuleNotFoundError(msg) from error
 
-    ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
+    ray.init(address=address, ignore_reinit_error=True)
     threads = _threads(jobs)
     task: Any = ray.remote(num_cpus=threads, num_gpus=int(gpu), max_calls=1, max_retries=RETRIES)(_run_for_ray)
     pending = {task.remote(run.to_json(), threads): run for run in runs}
@@ -105,10 +130,22 @@ def run_on_ray(
 
 
 def _run_for_ray(text: str, threads: int) -> tuple[int, dict[str, bytes]]:
-    """Execute one run in a process below a worker, and return its status and the files that it left."""
+    """Execute one run in a process below a worker, and return its status and the files that it left.
+
+    What the worker prints, Ray prints where the comparison was started.
+    """
+    run = Run.from_json(text)
+    said = time.monotonic()
+
+    def say(what: str) -> None:
+        nonlocal said
+        if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
+            print(f"{run.title}: {what}", flush=True)
+            said = time.monotonic()
+
     with tempfile.TemporaryDirectory() as name:
-        folder = _fresh_folder(Path(name) / "run", Run.from_json(text))
-        status = _start(folder, threads, {}).wait()
+        folder = _fresh_folder(Path(name) / "run", run)
+        status = _wait(_start(folder, threads, {}), folder, say)
         files = (path for path in folder.rglob("*") if path.is_file())
         return status, {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
@@ -128,10 +165,25 @@ def _start(folder: Path, threads: int, environment: dict[str, str]) -> subproces
         )
 
 
+def _wait(process: subprocess.Popen[bytes], folder: Path, say: Callable[[str], None]) -> int:
+    """Wait for a run's process, tell what it is at, and return its status."""
+    file, said = folder / PROGRESS, ""
+    while True:
+        try:
+            status = process.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            text = file.read_text() if file.exists() else ""
+            if text != said:
+                say(text)
+                said = text
+        else:
+            file.unlink(missing_ok=True)
+            return status
+
+
 def _fresh_folder(target: Path, run: Run) -> Path:
-    """Make an empty folder beside the run's own that says what to execute; :func:`_finish` gives it its name."""
-    folder = target.with_name(f"{target.name}.unfinished")
-    shutil.rmtree(folder, ignore_errors=True)
+    """Make a folder beside the run's own that says what to execute; :func:`_finish` gives it its name."""
+    folder = target.with_name(f"{target.name}{UNFINISHED}{uuid4().hex}")
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(run.to_json())
     return folder

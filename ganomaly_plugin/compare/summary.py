@@ -1,51 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """Means, standard deviations and intervals of the finished runs, and which differences are significant."""
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import combinations
 from operator import itemgetter
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from ganomaly_plugin.compare.grid import Grid, Run
-from ganomaly_plugin.compare.metrics import (
-    Array,
-    Interval,
-    PixelCounts,
-    interval,
-    over_seeds,
-    resample,
-    weighted_image_metrics,
-    weighted_pixel_metrics,
-)
+from ganomaly_plugin.compare.grid import Grid
+from ganomaly_plugin.compare.metrics import Array, PixelCounts, weighted_image_metrics, weighted_pixel_metrics
+from ganomaly_plugin.compare.record import Result
+from ganomaly_plugin.compare.statistics import ALPHA, Estimate, draw_weights, estimate, holm, normalise
 
 RESAMPLES = 1000
 """Number of bootstrap resamples."""
 MEAN = "mean"
 """Stands for the mean over a dataset's categories."""
+UNTUNED = "mean without tuning categories"
+"""Stands for the mean over those categories on which no model's settings were chosen, where some were."""
 BEST_EPOCH = "image_AUROC_best_epoch_selected_on_test"
 """Image AUROC of the epoch that is best on the test set: optimistic, for comparison with papers that report it."""
 LAST_EPOCHS = 5
 CHANGE = f"image_AUROC_mean_change_last_{LAST_EPOCHS}_epochs"
 """Mean absolute change of image AUROC from epoch to epoch over the last epochs."""
-
-
-class Result(NamedTuple):
-    """A run and its record, which is empty if it failed, and the reason then."""
-
-    run: Run
-    folder: Path
-    record: dict[str, Any]
-    reason: str = ""
-
-    def arrays(self) -> dict[str, Array]:
-        """Raw scores, labels and, where there are masks, pixel counts of the test images."""
-        with np.load(self.folder / "scores.npz") as file:
-            return dict(file)
 
 
 class Samples(NamedTuple):
@@ -57,21 +37,18 @@ class Samples(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A line of the results: one metric of one model, and its difference to the reference."""
+    """A line of the results: one metric of one model, and its difference to the reference.
+
+    ``p_value`` is that of the difference, corrected for all pairs of models.
+    """
 
     dataset: str
     category: str
     model: str
     metric: str
-    value: Interval
-    difference: Interval | None
-
-
-def read_result(folder: Path, run: Run, reason: str = "") -> Result:
-    """Read a run's record, if it has one."""
-    path = folder / run.path
-    file = path / "result.json"
-    return Result(run, path, json.loads(file.read_text()) if file.exists() else {}, reason)
+    value: Estimate
+    difference: Estimate | None
+    p_value: float | None
 
 
 def epoch_figures(epochs: Sequence[float]) -> dict[str, float]:
@@ -79,14 +56,15 @@ def epoch_figures(epochs: Sequence[float]) -> dict[str, float]:
     if not epochs:
         return {}
     changes = np.abs(np.diff(epochs[-LAST_EPOCHS:]))
-    return {BEST_EPOCH: max(epochs), CHANGE: float(changes.mean()) if len(changes) else float("nan")}
+    return {BEST_EPOCH: max(epochs)} | ({CHANGE: float(changes.mean())} if len(changes) else {})
 
 
 class Summary:
     """Figures of a comparison.
 
-    Images are resampled within each seed, the same ones for every model, then seeds; so an interval covers what other
-    test images and other seeds would have given, and a difference is between models that saw the same of both.
+    A test image has one weight in a resample, whichever models, categories and seeds test it, so a difference is
+    between models that saw the same images. One model is better than another where the interval of their difference
+    over seeds excludes zero after Holm's correction for all pairs of models, within a dataset, category and metric.
 
     Args:
         grid: The comparison.
@@ -97,6 +75,7 @@ class Summary:
         self.grid = grid
         self.results = list(results)
         self.done = [result for result in self.results if result.record]
+        self._p_values: dict[tuple[str, str, str], dict[frozenset[str], float]] = {}
 
     @cached_property
     def categories(self) -> dict[str, list[str]]:
@@ -115,23 +94,46 @@ class Summary:
             found[run.dataset, run.category, run.seed].add(f"{data['train']}/{data['test']}")
         return dict(found)
 
+    def tuning_categories(self, dataset: str) -> list[str]:
+        """Categories of a dataset on which settings of some model were chosen."""
+        tuned = {name for chosen in self.grid.tuned_on.values() for name in chosen.get(dataset, ())}
+        return [name for name in self.categories[dataset] if name in tuned]
+
+    def members(self, dataset: str, category: str) -> list[str]:
+        """Categories that a figure is the mean of."""
+        if category == MEAN:
+            return self.categories[dataset]
+        if category == UNTUNED:
+            tuned = self.tuning_categories(dataset)
+            return [name for name in self.categories[dataset] if name not in tuned]
+        return [category]
+
+    def means(self, dataset: str) -> list[str]:
+        """``MEAN`` and, where settings were chosen on some categories but not on all, ``UNTUNED``."""
+        return [MEAN, UNTUNED] if 0 < len(self.tuning_categories(dataset)) < len(self.categories[dataset]) else [MEAN]
+
     @cached_property
     def samples(self) -> dict[tuple[str, str, str, str], Samples]:
-        """Samples by dataset, category (``mean`` too), model and metric."""
+        """Samples by dataset, category (means too), model and metric."""
         gathered: dict[tuple[str, str, str, str], list[tuple[int, float, Array]]] = defaultdict(list)
-        for result in self.done:
-            run, arrays = result.run, result.arrays()
-            # Seeded by the run's data alone, so that all models get the same images.
-            generator = np.random.default_rng([run.seed, *f"{run.dataset}/{run.category}".encode()])
-            weights = resample(arrays["labels"], RESAMPLES, generator)
-            resampled = weighted_image_metrics(arrays["scores"], arrays["labels"], weights)
-            if "true" in arrays:
-                counts = PixelCounts(*(arrays[name] for name in PixelCounts._fields))
-                resampled |= weighted_pixel_metrics(counts, weights)
-            plain = result.record["metrics"] | epoch_figures(result.record["epochs"])
-            for metric, value in plain.items():
-                values = resampled.get(metric, np.full(RESAMPLES, np.nan))
-                gathered[run.dataset, run.category, run.model, metric].append((run.seed, value, values))
+        for dataset in self.categories:
+            loaded = [(result, result.arrays()) for result in self.done if result.run.dataset == dataset]
+            if not loaded:
+                continue
+            images = np.unique(np.concatenate([arrays["images"] for _, arrays in loaded]))
+            all_weights = draw_weights(len(images), RESAMPLES, np.random.default_rng([0, *dataset.encode()]))
+            for result, arrays in loaded:
+                labels = arrays["labels"]
+                weights = normalise(all_weights[:, np.searchsorted(images, arrays["images"])], labels)
+                resampled = weighted_image_metrics(arrays["scores"], labels, weights)
+                if "true" in arrays:
+                    counts = PixelCounts(*(arrays[name] for name in PixelCounts._fields))
+                    resampled |= weighted_pixel_metrics(counts, weights)
+                for metric, value in (result.record["metrics"] | epoch_figures(result.record["epochs"])).items():
+                    if value is not None:
+                        values = resampled.get(metric, np.full(RESAMPLES, np.nan))
+                        key = dataset, result.run.category, result.run.model, metric
+                        gathered[key].append((result.run.seed, value, values))
         samples = {}
         for key, found in gathered.items():
             seeds, plains, values_of_seeds = zip(*sorted(found, key=itemgetter(0)), strict=True)
@@ -140,27 +142,25 @@ class Summary:
 
     def _means(self, samples: dict[tuple[str, str, str, str], Samples]) -> dict[tuple[str, str, str, str], Samples]:
         """Average over the categories of each dataset, for models that have all of them with the same seeds."""
-        means = {}
-        for dataset, categories in self.categories.items():
+        found = {}
+        for dataset, mean in ((name, mean) for name in self.categories for mean in self.means(name)):
             for model, metric in {key[2:] for key in samples if key[0] == dataset}:
-                parts = [samples.get((dataset, category, model, metric)) for category in categories]
+                parts = [samples.get((dataset, name, model, metric)) for name in self.members(dataset, mean)]
                 whole = [part for part in parts if part is not None]
                 if len(whole) == len(parts) and all(part.seeds == whole[0].seeds for part in whole):
-                    means[dataset, MEAN, model, metric] = Samples(
+                    found[dataset, mean, model, metric] = Samples(
                         whole[0].seeds,
                         np.mean([part.plain for part in whole], axis=0),
                         np.mean([part.resampled for part in whole], axis=0),
                     )
-        return means
+        return found
 
-    def value(self, dataset: str, category: str, model: str, metric: str) -> Interval | None:
+    def value(self, dataset: str, category: str, model: str, metric: str) -> Estimate | None:
         """Return a figure, or ``None`` where there is none."""
         samples = self.samples.get((dataset, category, model, metric))
-        if samples is None:
-            return None
-        return interval(samples.plain, over_seeds(samples.resampled, np.random.default_rng(0)))
+        return None if samples is None else estimate(samples.plain, samples.resampled)
 
-    def difference(self, dataset: str, category: str, model: str, other: str, metric: str) -> Interval | None:
+    def difference(self, dataset: str, category: str, model: str, other: str, metric: str) -> Estimate | None:
         """Return by how much a model exceeds another in the seeds that both have, or ``None`` if it cannot be said."""
         first, second = (self.samples.get((dataset, category, name, metric)) for name in (model, other))
         if first is None or second is None or model == other:
@@ -169,12 +169,31 @@ class Summary:
         if not seeds:
             return None
         here, there = ([samples.seeds.index(seed) for seed in seeds] for samples in (first, second))
-        resampled = first.resampled[here] - second.resampled[there]
-        return interval(first.plain[here] - second.plain[there], over_seeds(resampled, np.random.default_rng(0)))
+        return estimate(first.plain[here] - second.plain[there], first.resampled[here] - second.resampled[there])
 
     def _same_data(self, dataset: str, category: str, seed: int) -> bool:
-        categories = self.categories[dataset] if category == MEAN else [category]
-        return all(len(self.hashes.get((dataset, name, seed), ())) == 1 for name in categories)
+        names = self.members(dataset, category)
+        return all(len(self.hashes.get((dataset, name, seed), ())) == 1 for name in names)
+
+    def p_value(self, dataset: str, category: str, model: str, other: str, metric: str) -> float | None:
+        """Return the p-value of a difference over seeds, corrected for all pairs of models, or ``None`` without one."""
+        key = dataset, category, metric
+        if key not in self._p_values:
+            pairs = list(combinations(self.grid.models, 2))
+            found = [self.difference(dataset, category, *pair, metric) for pair in pairs]
+            known = {
+                frozenset(pair): difference.p_value
+                for pair, difference in zip(pairs, found, strict=True)
+                if difference is not None and difference.p_value is not None
+            }
+            self._p_values[key] = dict(zip(known, holm(list(known.values())).tolist(), strict=True))
+        return self._p_values[key].get(frozenset((model, other)))
+
+    def is_better(self, dataset: str, category: str, model: str, other: str, metric: str) -> bool:
+        """Whether a model is significantly better than another, over seeds."""
+        difference = self.difference(dataset, category, model, other, metric)
+        p_value = self.p_value(dataset, category, model, other, metric)
+        return difference is not None and p_value is not None and difference.mean > 0 and p_value < ALPHA
 
     def metrics(self, dataset: str, *, of_epochs: bool = False) -> list[str]:
         """Metrics that a dataset has after the last epoch, or those that look at every epoch."""
@@ -186,30 +205,26 @@ class Summary:
         """All figures, each with its difference to the reference."""
         rows = []
         for dataset, categories in self.categories.items():
-            for category in [*categories, MEAN]:
+            for category in [*categories, *self.means(dataset)]:
                 for model in self.grid.models:
                     for metric in [*self.metrics(dataset), *self.metrics(dataset, of_epochs=True)]:
-                        value = self.value(dataset, category, model, metric)
+                        key = dataset, category, model
+                        value = self.value(*key, metric)
                         if value is not None:
-                            difference = self.difference(dataset, category, model, self.grid.reference, metric)
-                            rows.append(Row(dataset, category, model, metric, value, difference))
+                            difference = self.difference(*key, self.grid.reference, metric)
+                            p_value = self.p_value(*key, self.grid.reference, metric)
+                            rows.append(Row(*key, metric, value, difference, p_value))
         return rows
 
     def pairwise_comparison(self, model: str, other: str, metric: str = "image_AUROC") -> tuple[int, int, int]:
-        """Count the categories in which a model is better, tied and worse; a tie's 95 % interval holds zero."""
-        found = [
-            self.difference(dataset, category, model, other, metric)
-            for dataset, categories in self.categories.items()
-            for category in categories
-        ]
-        known = [difference for difference in found if difference is not None]
-        wins = sum(difference.low > 0 for difference in known)
-        losses = sum(difference.high < 0 for difference in known)
+        """Count the categories in which a model is better, neither, and worse."""
+        places = [(dataset, category) for dataset, categories in self.categories.items() for category in categories]
+        known = [place for place in places if self.difference(*place, model, other, metric)]
+        wins = sum(self.is_better(*place, model, other, metric) for place in known)
+        losses = sum(self.is_better(*place, other, model, metric) for place in known)
         return wins, len(known) - wins - losses, losses
 
-    def leads(self, dataset: str, model: str, metric: str) -> bool:
+    def leads(self, dataset: str, model: str, metric: str, category: str = MEAN) -> bool:
         """Whether a model's mean is significantly better than every other's, which the tables set in bold."""
-        others = [other for other in self.grid.models if other != model]
-        found = [self.difference(dataset, MEAN, model, other, metric) for other in others]
-        known = [difference for difference in found if difference is not None]
-        return bool(known) and all(difference.low > 0 for difference in known)
+        others = [name for name in self.grid.models if name != model and self.value(dataset, category, name, metric)]
+        return bool(others) and all(self.is_better(dataset, category, model, name, metric) for name in others)

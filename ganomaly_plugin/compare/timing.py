@@ -35,9 +35,9 @@ class Export(NamedTuple):
 class Timing(NamedTuple):
     """Milliseconds of one image, and images per second in batches; or the reason why it could not be run."""
 
-    p50: float = float("nan")
-    p95: float = float("nan")
-    images_per_second: float = float("nan")
+    p50: float | None = None
+    p95: float | None = None
+    images_per_second: float | None = None
     reason: str = ""
 
 
@@ -48,9 +48,9 @@ class TimedExport(NamedTuple):
     dataset: str
     format: str
     megabytes: float
-    p50: float
-    p95: float
-    images_per_second: float
+    p50: float | None
+    p95: float | None
+    images_per_second: float | None
     reason: str
 
 

@@ -3,26 +3,38 @@
 
 import csv
 import json
+import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from filelock import FileLock
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ganomaly_plugin.compare import compare, timing
 from ganomaly_plugin.compare.comparison import print_plan
+from ganomaly_plugin.compare.estimate import estimate
+from ganomaly_plugin.compare.grid import read_grid
+from ganomaly_plugin.compare.record import find_damage, write_json
+from ganomaly_plugin.compare.run import peak_memory
+from ganomaly_plugin.compare.runners import visible_gpus
 from ganomaly_plugin.compare.summary import BEST_EPOCH, CHANGE, MEAN
 
 from .conftest import Compared, configuration, ganomaly
 
 pytestmark = pytest.mark.slow
 
+RESIZE = {"class_path": "torchvision.transforms.v2.Resize", "init_args": {"size": [32, 32]}}
 PROGRAM = Path(sys.executable).with_name("anomalib")
 DONE = [("GANomaly", 0), ("GANomaly", 1), ("Padim", 0), ("Padim", 1)]
 
@@ -59,7 +71,10 @@ def test_means_and_differences(compared: Compared) -> None:
         rows = {(row["category"], row["model"], row["metric"]): row for row in csv.DictReader(file)}
     means = {
         model: np.mean(
-            [roc_auc_score(*reversed(read_scores(compared.folder, model, seed).values())) for seed in (0, 1)]
+            [
+                roc_auc_score(found["labels"], found["scores"])
+                for found in (read_scores(compared.folder, model, seed) for seed in (0, 1))
+            ]
         )
         for model in ("GANomaly", "Padim")
     }
@@ -68,10 +83,12 @@ def test_means_and_differences(compared: Compared) -> None:
             assert float(rows[category, model, "image_AUROC"]["mean"]) == pytest.approx(mean)
         row = rows[category, "Padim", "image_AUROC"]
         assert float(row["difference_mean"]) == pytest.approx(means["Padim"] - means["GANomaly"])
-        assert float(row["difference_low"]) < float(row["difference_mean"]) < float(row["difference_high"])
-    better, tied, worse = compared.summary.pairwise_comparison("GANomaly", "Padim")
-    assert better + tied + worse == 1
-    assert compared.summary.pairwise_comparison("Padim", "GANomaly") == (worse, tied, better)
+        low, high = (float(row[f"difference_{bound}_over_images"]) for bound in ("low", "high"))
+        assert low < float(row["difference_mean"]) < high
+        assert (row["seeds"], row["difference_low_over_seeds"], row["difference_p_value"]) == ("2", "", "")
+    assert compared.summary.pairwise_comparison("GANomaly", "Padim") == (0, 1, 0)
+    assert "n/a: 2 seeds" in (compared.folder / "report.md").read_text()
+    assert "n/a: 2 seeds" in (compared.folder / "report.html").read_text()
 
 
 def test_figures_of_epochs_stand_apart(compared: Compared) -> None:
@@ -89,7 +106,7 @@ def test_figures_of_epochs_stand_apart(compared: Compared) -> None:
         row = rows[MEAN, "GANomaly", metric]
         assert float(row["mean"]) == pytest.approx(np.mean(values))
         assert float(row["std"]) == pytest.approx(np.std(values, ddof=1))
-        assert row["low"] == row["high"] == ""
+        assert row["low_over_images"] == row["high_over_images"] == ""
     last = rows[MEAN, "GANomaly", "image_AUROC"]
     columns = [(float(last["mean"]), float(last["std"])), *((np.mean(x), np.std(x, ddof=1)) for x in (best, change))]
     line = "| GANomaly | " + " | ".join(f"{mean:.3f} ± {std:.3f}" for mean, std in columns) + " |"
@@ -124,7 +141,7 @@ def test_export_that_cannot_be_run_says_why(tmp_path: Path) -> None:
     (measured,) = timing.measure([lost], lambda: None)
     assert measured.reason.startswith("FileNotFoundError")
     assert "model.pt" in measured.reason
-    assert np.isnan(measured.p50)
+    assert measured.p50 is None
 
 
 def test_results_are_not_overwritten(compared: Compared) -> None:
@@ -156,13 +173,127 @@ def test_killed_at_any_moment_and_resumed(compared: Compared, tmp_path: Path) ->
     finished = {path: path.stat().st_mtime_ns for path in output.glob("runs/GANomaly/digits/8/[01]/result.json")}
     assert finished
 
-    subprocess.run([*command, "--resume"], check=True)
+    printed = subprocess.run([*command, "--resume"], check=True, stdout=subprocess.PIPE, text=True).stdout
+    assert re.search(r"GANomaly on digits \(8\), seed \d: (epoch \d of 3|test), batch \d+ of \d+", printed)
+    assert not list(output.rglob("*.unfinished*"))
     assert all(path.stat().st_mtime_ns == written for path, written in finished.items())
     for seed in (0, 1):
         resumed, whole = (read_scores(folder, "GANomaly", seed) for folder in (output, compared.folder))
         assert all((resumed[name] == whole[name]).all() for name in whole)
     rows = [(folder / "results.csv").read_text().splitlines() for folder in (output, compared.folder)]
     assert rows[0] == [row for row in rows[1] if "Padim" not in row]
+
+
+def damage(file: Path, kind: str) -> None:
+    """Damage a file as disks and people do."""
+    content = file.read_bytes()
+    if kind == "missing":
+        file.unlink()
+    elif kind == "middle":
+        half = len(content) // 2
+        file.write_bytes(
+            content[:half] + bytes(byte ^ 0xFF for byte in content[half : half + 40]) + content[half + 40 :]
+        )
+    else:
+        file.write_bytes({"empty": b"", "half": content[: len(content) // 2], "other": b"{}"}[kind])
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "half", "middle", "other"])
+@pytest.mark.parametrize("name", ["run.json", "result.json", "scores.npz", "gallery.npz", "exports/torch/*/*/*.pt"])
+def test_damage_is_found(name: str, kind: str, compared: Compared, tmp_path: Path) -> None:
+    """In every file of a finished run, and named. Damaged exports say what is wrong with them when they are timed."""
+    folder = tmp_path / "run"
+    shutil.copytree(compared.folder / "runs" / "GANomaly" / "digits" / "8" / "0", folder)
+    assert find_damage(folder) == ""
+    (file,) = folder.glob(name)
+    damage(file, kind)
+    harmless = kind != "missing" and name.startswith("exports")
+    assert (file.name in find_damage(folder)) != harmless
+
+
+def test_damaged_run_runs_again(
+    compared: Compared, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It alone, with a word, and also where its timings are damaged, or what says which run it is."""
+    monkeypatch.setattr(timing, "ROUNDS", 1)
+    runs = tmp_path / "runs" / "GANomaly"
+    shutil.copytree(compared.folder / "runs" / "GANomaly", runs)
+    config = configuration(compared.digits, ganomaly()) | {"openvino": ["FP32"]}
+    damage(runs / "digits" / "8" / "1" / "result.json", "half")
+    damage(runs / "digits" / "8" / "1" / "run.json", "half")
+    (tmp_path / "timings.json").write_text("[{")
+    kept = (runs / "digits" / "8" / "0" / "result.json").stat().st_mtime_ns
+    left = runs / "digits" / "8" / "1.unfinished-x"
+    left.mkdir()
+    (left / "run.json").write_text("")
+    summary = compare(config, tmp_path, resume=True)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert (
+        "damaged GANomaly on digits (8), seed 1: run.json cannot be read (JSONDecodeError), so it runs again" in printed
+    )
+    assert "damaged timings.json: the exports are timed again" in printed
+    assert len(summary.done) == 2
+    assert (runs / "digits" / "8" / "0" / "result.json").stat().st_mtime_ns == kept
+    assert not left.exists()
+
+
+def test_one_comparison_at_a_time(compared: Compared, tmp_path: Path) -> None:
+    """Two never write into one folder."""
+    with (
+        FileLock(tmp_path / ".lock"),
+        pytest.raises(FileExistsError, match="Another comparison is writing to .*: wait for its end, or name another"),
+    ):
+        compare(configuration(compared.digits, ganomaly()), tmp_path, resume=True)
+
+
+def test_json_is_valid(compared: Compared, tmp_path: Path) -> None:
+    """Numbers that JSON does not have become null, wherever they stand."""
+
+    def refuse(name: str) -> None:
+        msg = f"{name} is no JSON"
+        raise AssertionError(msg)
+
+    for file in compared.folder.rglob("*.json"):
+        json.loads(file.read_text(), parse_constant=refuse)
+    content = {"a": [float("nan"), {"b": (math.inf, -math.inf, 1.5)}], "c": np.float64("nan"), "d": 3}
+    write_json(tmp_path / "x.json", content)
+    found = json.loads((tmp_path / "x.json").read_text(), parse_constant=refuse)
+    assert found == {"a": [None, {"b": [None, None, 1.5]}], "c": None, "d": 3}
+
+
+@pytest.mark.parametrize(
+    ("own", "count", "expected"),
+    [(None, 2, ["0", "1"]), ("3, 5", 2, ["3", "5"]), ("GPU-7f", 1, ["GPU-7f"]), ("1,-1,0", 1, ["1"]), ("", 0, [])],
+)
+def test_own_visible_gpus_are_respected(
+    own: str | None, count: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trainings use those GPUs that this process may use, and no others."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if own is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", own)
+    assert visible_gpus(count) == expected
+
+
+def test_peak_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the process, and on the GPU where the training was there, not where the machine merely has one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _device: 3_000_000)
+    found = peak_memory(torch.device("cpu"))
+    assert found["peak_gpu_megabytes"] is None
+    assert found["peak_megabytes"] is not None
+    assert 10 < found["peak_megabytes"] < 1e6
+    assert peak_memory(torch.device("cuda:1"))["peak_gpu_megabytes"] == 3
+
+
+def test_runs_without_the_module_resource() -> None:
+    """Windows has none."""
+    program = (
+        "import sys; sys.modules['resource'] = None; import torch\n"
+        "from ganomaly_plugin.compare import compare, run\n"
+        "assert run.peak_memory(torch.device('cpu')) == {'peak_megabytes': None, 'peak_gpu_megabytes': None}"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_ray_survives_the_death_of_a_worker(compared: Compared, tmp_path: Path) -> None:
@@ -203,8 +334,44 @@ def test_dry_run_prints_the_plan(compared: Compared, capsys: pytest.CaptureFixtu
     """The trainings, and about how long they take."""
     print_plan(configuration(compared.digits, ganomaly()), jobs=2)
     printed = capsys.readouterr().out
-    assert "2 trainings, about 0 minutes with 2 at a time" in printed
+    assert "2 trainings, under a minute with 2 at a time" in printed
     assert "GANomaly" in printed
+    assert "timed" not in printed
+
+
+@pytest.mark.parametrize(
+    ("trainer", "epochs"),
+    [
+        ({}, 1000),
+        ({"max_epochs": 50}, 50),
+        ({"max_steps": 60}, 15),  # Two optimisers make two steps a batch, four an epoch.
+        ({"max_epochs": 4, "min_epochs": 2}, 4),
+        ({"max_epochs": -1}, math.inf),
+    ],
+)
+def test_estimate_is_of_what_the_trainer_will_do(compared: Compared, trainer: dict[str, Any], epochs: float) -> None:
+    """Epochs as its own limits allow, Lightning's defaults among them; time limits the rest."""
+    pre_processor = {"class_path": "anomalib.pre_processing.PreProcessor", "init_args": {"transform": RESIZE}}
+    stock = {
+        "class_path": "Ganomaly",
+        "init_args": {"n_features": 8, "pre_processor": pre_processor},
+        "trainer": {"limit_train_batches": 2} | trainer,
+    }
+    (run, _) = read_grid(configuration(compared.digits, stock) | {"every_epoch": False}).runs
+    found = estimate(run)
+    assert found.epochs == epochs
+    assert math.isfinite(found.seconds) == math.isfinite(epochs)
+    assert math.isfinite(estimate(replace(run, trainer=run.trainer | {"max_time": {"seconds": 20}})).seconds)
+
+
+def test_plan_of_a_training_without_end(compared: Compared, capsys: pytest.CaptureFixture[str]) -> None:
+    """Is said, and so is what is timed."""
+    model = ganomaly() | {"trainer": {"max_epochs": -1}}
+    print_plan(configuration(compared.digits, model) | {"openvino": ["FP32"]})
+    printed = capsys.readouterr().out
+    assert "no limit" in printed
+    assert "2 trainings, no end with 1 at a time" in printed
+    assert "Then the exports of 1 of them are timed: PyTorch, FP32" in printed
 
 
 def test_data_that_cannot_be_measured(compared: Compared, tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which runs a configuration stands for, and which configurations are refused."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 from ganomaly_plugin import GANomaly
 from ganomaly_plugin.compare.comparison import load
@@ -33,6 +35,11 @@ def configure(**kwargs: Any) -> dict[str, Any]:
         ]
     }
     return {"seed": {"grid": [0, 5]}, "accelerator": "cpu", "model": model, "data": data} | kwargs
+
+
+def digits(category: Any) -> dict[str, Any]:
+    """Configure the digits."""
+    return {"class_path": "digits", "init_args": {"abnormal_class": category}}
 
 
 def test_every_combination_once() -> None:
@@ -84,12 +91,103 @@ def test_runs_are_written_and_read() -> None:
         ({"every_epoch": "yes"}, "every_epoch is yes, yes, yes; it takes true or false"),
         ({"openvino": ["INT4"]}, "takes a list of FP32, FP16, INT8, INT8_PTQ"),
         ({"model": {"grid": [{"class_path": "Padim"}, {"class_path": "Padim"}]}}, "Two models are called Padim"),
+        ({"seed": {"grid": [0, 1, 0]}}, "The seed 0 stands twice in the comparison"),
+        ({"seed": {"grid": [0, True]}}, "seed is True; it takes a whole number"),
+        ({"seed": {"grid": [0, 0.0]}}, "seed is 0.0; it takes a whole number"),
+        (
+            {"seed": [0, 1]},
+            r"seed is \[0, 1\]; it takes a whole number from 0 to 4294967295, or several in a list under",
+        ),
+        ({"seed": -1}, "seed is -1; it takes a whole number"),
+        ({"seed": {"gird": [0, 1]}}, "seed is .*; it takes a whole number"),
+        (
+            {"data": digits({"grid": [1, 8, 1]})},
+            r"Twice in the comparison.*: Padim on digits .1., seed 0; Padim on digits",
+        ),
+        ({"data": digits({"grid": [8, "8"]})}, "Twice in the comparison"),
+        ({"data": digits({"grid": ["a b", "a;b"]})}, r"one folder for the results of both: .*\(a b\).*\(a;b\)"),
+        ({"data": digits({"grid": 8})}, "abnormal_class.grid is 8, and no list"),
+        ({"data": {"grid": [{"class_path": "digits"}, {"class_path": "digits"}]}}, "Twice in the comparison"),
+        ({"model": {"grid": [{"class_path": "Padim"}, {"class_path": "padim"}]}}, "Twice in the comparison"),
+        ({"metrics": ["image_AP", "image_AP"]}, "with image_AP twice"),
+        ({"openvino": ["FP32", "FP32"]}, "with FP32 twice"),
+        (
+            {"model": {"class_path": "Padim", "traner": {"max_epochs": 3}}},
+            "The model Padim of the comparison takes no traner: it takes class_path, every_epoch, init_args, name, tr",
+        ),
+        ({"data": {"class_path": "digits", "init_arg": {}}}, "The data digits of the comparison takes no init_arg"),
+        ({"data": {"class_path": "digits", "trainer": {}}}, "The data digits of the comparison takes no trainer"),
+        ({"model": {"class_path": "Padim", "trainer": 3}}, "trainer of Padim is 3; it takes names with their values"),
+        (
+            {"model": {"class_path": "Padim", "tuned_on": [8]}},
+            r"tuned_on of Padim is \[8\]; it takes lists of categories",
+        ),
     ],
 )
 def test_refused(change: dict[str, Any], message: str) -> None:
     """The message names what is wrong and what works."""
+    defaults = {"model": {"class_path": "Padim"}} if "data" in change else {}
     with pytest.raises(ValueError, match=message):
-        read_grid(configure(**change))
+        read_grid(configure(**defaults | change))
+
+
+def test_empty_sections() -> None:
+    """As if they were not there."""
+    (run,) = read_grid({"model": {"class_path": "Padim", "init_args": None, "trainer": None}, "data": digits(8)}).runs
+    assert run.model_config == {"class_path": "Padim", "init_args": {}}
+    assert run.trainer == {"accelerator": "auto"}
+
+
+def test_timed_only_when_asked_for() -> None:
+    """Exports cost time, and packages that not everybody has."""
+    assert not any(run.openvino for run in read_grid(configure()).runs)
+
+
+def test_keys_beside_the_section(tmp_path: Path) -> None:
+    """What was to stand below ``compare`` is not left out in silence."""
+    file = tmp_path / "compare.yaml"
+    section = {"model": {"class_path": "Padim"}, "data": {"class_path": "digits"}}
+    file.write_text(yaml.safe_dump({"compare": section, "seed": {"grid": [0, 1]}, "notes": "anything"}))
+    with pytest.raises(ValueError, match="has seed beside the section 'compare': indent it below that key"):
+        load(file)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "message"),
+    [
+        ({"max_epoch": 3}, "trainer has no max_epoch: it takes accelerator, "),
+        ({"callbacks": []}, "trainer has no callbacks"),
+    ],
+)
+def test_misspelled_arguments_of_the_trainer(trainer: dict[str, Any], message: str) -> None:
+    """Refused before anything trains."""
+    with pytest.raises(ValueError, match=message):
+        load({"model": {"class_path": "Padim", "trainer": trainer}, "data": {"class_path": "digits"}})
+
+
+def test_categories_with_the_same_images(tmp_path: Path) -> None:
+    """One class under two names would count twice in the mean."""
+    data = {"class_path": "class_folder", "init_args": {"root": str(tmp_path), "abnormal_class": {"grid": ["car", 1]}}}
+    for part in ("train", "test"):
+        for name in ("boat", "car"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for number in range(4):
+                Image.new("L", (32, 32), number).save(tmp_path / part / name / f"{number}.png")
+    with pytest.warns(
+        UserWarning, match="class_folder has the same images in its categories (1 and car|car and 1): means"
+    ):
+        load({"model": {"class_path": "Ganomaly", "trainer": {"max_epochs": 1}}, "data": data})
+
+
+def test_trainings_that_nothing_bounds() -> None:
+    """Lightning would train 1,000 epochs; PaDiM trains one whatever the trainer says."""
+    config: dict[str, Any] = {"data": {"class_path": "digits"}, "model": {"class_path": "Ganomaly"}}
+    with pytest.warns(UserWarning, match="Ganomaly has no max_epochs or max_steps or max_time in its trainer section"):
+        load(config)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*max_epochs")
+        load(config | {"model": {"class_path": "Padim", "init_args": {"pre_trained": False}}})
+        load(config | {"model": config["model"] | {"trainer": {"max_steps": 3}}})
 
 
 @pytest.mark.parametrize(
