@@ -127,6 +127,10 @@ class ExportTester(Builder):
         assert exported.model.trainer is not None
         assert callable(exported.model.evaluator.log)
 
+    def test_onnx_file_is_whole(self, exported: Exported) -> None:
+        """Nothing lies beside it, since what is small fits into one file."""
+        assert list(exported.onnx_file.parent.iterdir()) == [exported.onnx_file]
+
     def test_exported_graph_takes_any_size(self, exported: Exported) -> None:
         """Smaller and larger images than the model's, down to one of few pixels."""
         for size in ((28, 36), (8, 8), (50, 41), (300, 700)):

@@ -339,9 +339,15 @@ class DetectorModule(AnomalibModule):
         return AnomalibModule.to_torch(exported, export_root, model_file_name)
 
     def to_onnx(self, export_root: Path | str, *args: Any, **kwargs: Any) -> Path:
-        """Export to ONNX as anomalib does."""
+        """Export to ONNX as anomalib does, into one file where ONNX can hold the weights in one.
+
+        Raises:
+            ValueError: If ``opset_version`` is one that PyTorch's exporter cannot write.
+        """
         self._warn_untrained()
-        return super().to_onnx(export_root, *args, **kwargs)
+        settings = export.onnx_settings(self.model.for_inference()) | kwargs
+        export.check_opset(settings["opset_version"])
+        return super().to_onnx(export_root, *args, **settings)
 
     def _warn_untrained(self) -> None:
         if not self.trained:

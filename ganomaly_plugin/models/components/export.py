@@ -10,9 +10,15 @@ import torch
 from anomalib import TaskType
 from anomalib.data import AnomalibDataModule, ImageBatch
 from anomalib.models import AnomalibModule
+from torch import nn
 from torchmetrics import Metric
 
 from ganomaly_plugin.models.components.metrics import AUROC
+
+OPSET = 18
+"""Oldest set of ONNX's operators that PyTorch's exporter writes."""
+LARGEST_ONNX_FILE = 1_900_000_000
+"""Bytes of weights in one ONNX file, whose format ends at 2 GiB. Larger models have a second file of weights."""
 
 
 def metadata(model: AnomalibModule, trained_on: str, trained: bool) -> dict[str, dict[str, str]]:
@@ -49,6 +55,27 @@ def metadata(model: AnomalibModule, trained_on: str, trained: bool) -> dict[str,
             "raw_pixel_threshold": f"{float(post_processor.pixel_threshold):.9g}" if post_processor else "none",
         },
     }
+
+
+def onnx_settings(model: nn.Module) -> dict[str, Any]:
+    """Return arguments of ``torch.onnx.export`` for a model of this size.
+
+    Args:
+        model: What is exported.
+    """
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    return {"opset_version": OPSET, "external_data": weights > LARGEST_ONNX_FILE}
+
+
+def check_opset(version: int | None) -> None:
+    """Refuse an operator set that would be converted in vain.
+
+    Raises:
+        ValueError: If the version is too low.
+    """
+    if version is not None and version < OPSET:
+        msg = f"opset_version is {version}, but PyTorch's exporter writes {OPSET} and later: leave it out."
+        raise ValueError(msg)
 
 
 def write_metadata(path: Path, sections: dict[str, dict[str, str]]) -> None:
