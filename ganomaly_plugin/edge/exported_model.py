@@ -2,6 +2,7 @@
 """Exported models as files: reading them, what they say of themselves, and new thresholds."""
 
 import hashlib
+import re
 from functools import cache
 from pathlib import Path
 
@@ -53,7 +54,9 @@ def read_model(path: Path) -> openvino.Model:
         model = shared_core().read_model(path)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
-        msg = f"'{path}' is no model that OpenVINO can read ({reason}): export it again."
+        stored = re.search(r"externally stored data in file \(([^,]+),", reason)
+        advice = f"put its weights, an undamaged '{stored[1]}', beside it" if stored else "export it again"
+        msg = f"'{path}' is no model that OpenVINO can read ({reason}): {advice}."
         raise NotADetectorError(msg) from error
     names = {name for port in model.outputs for name in port.names}
     rank = model.input(0).partial_shape.rank

@@ -13,6 +13,7 @@ from threading import Event
 from typing import Any
 
 import numpy as np
+import onnx
 import openvino
 import pytest
 from anomalib.models import Padim, Patchcore
@@ -331,6 +332,24 @@ class TestRefused:
         (tmp_path / "cut.bin").write_bytes(trained.xml.with_suffix(".bin").read_bytes())
         with pytest.raises(NotADetectorError, match=r"cut\.xml' is no model that OpenVINO can read"):
             Detector(tmp_path / "cut.xml")
+
+    def test_onnx_file_without_its_weights(self, tmp_path: Path) -> None:
+        """They lie in a second file, which is lost or cut off."""
+        ports = [onnx.helper.make_tensor_value_info(name, 1, [1, 3, 8, 8]) for name in ("image", "anomaly_map")]
+        weights = onnx.numpy_helper.from_array(np.ones((3, 3, 3, 3), np.float32), "weights")
+        node = onnx.helper.make_node("Conv", ["image", "weights"], ["anomaly_map"], pads=[1] * 4)
+        graph = onnx.helper.make_graph([node], "graph", ports[:1], ports[1:], [weights])
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8)
+        path = tmp_path / "model.onnx"
+        onnx.save(model, path, save_as_external_data=True, location="model.onnx.data", size_threshold=0)
+        Detector(path)
+        advice = r"model\.onnx' is no model .* put its weights, an undamaged 'model\.onnx\.data', beside it"
+        (tmp_path / "model.onnx.data").write_bytes(b"cut")
+        with pytest.raises(NotADetectorError, match=advice):
+            Detector(path)
+        (tmp_path / "model.onnx.data").unlink()
+        with pytest.raises(NotADetectorError, match=advice):
+            Detector(path)
 
     def test_other_kind_of_model(self, tmp_path: Path) -> None:
         ops = openvino.opset13
