@@ -3,7 +3,7 @@
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -21,9 +21,11 @@ from ganomaly_plugin.edge.exported_model import (
     read_threshold,
     shared_core,
 )
-from ganomaly_plugin.edge.image_input import MAX_PIXELS, Size, Source, is_one, to_input
+from ganomaly_plugin.edge.image_input import MAX_PIXELS, Size, Source, is_one, limit_sides, to_input
 from ganomaly_plugin.edge.pipeline import Budget, start_ahead
 
+UNLABELLED_THRESHOLD = 0.5
+"""Threshold for models that give no labels: where anomalib's normalisation puts it."""
 _IN_FLIGHT = 1 << 24
 """Pixels of the images of one stream that wait for the model or are in it; an image with more is alone."""
 _KEPT = 1 << 20
@@ -123,6 +125,13 @@ class Detector:
                 stacklevel=2,
             )
 
+    @property
+    def decision_threshold(self) -> float | None:
+        """Score above which an image is called anomalous; ``None`` where the model decides and does not say."""
+        if self.threshold is not None:
+            return self.threshold
+        return self.model_threshold if "pred_label" in self._outputs else UNLABELLED_THRESHOLD
+
     @cached_property
     def model_hash(self) -> str:
         """Hash of the model's files, 16 hexadecimal digits."""
@@ -161,6 +170,23 @@ class Detector:
             skip: Called with every image that cannot be read or has no finite score, and the reason, between the
                 predictions of its neighbours; the image is then skipped. By default the error is raised.
         """
+        with closing(self.attempt(images)) as outcomes:
+            for image, outcome in outcomes:
+                if isinstance(outcome, Prediction):
+                    yield outcome
+                elif skip is None:
+                    raise outcome
+                else:
+                    skip(image, outcome)  # type: ignore[arg-type]  # Only images were given.
+
+    def attempt(
+        self, images: Iterable[Source | Exception]
+    ) -> Generator[tuple[Source | Exception, Prediction | Exception], None, None]:
+        """Score images as :meth:`stream` does, and yield each with its prediction, or with the reason why it has none.
+
+        Args:
+            images: Images, or errors in the place of images that could not be had, which are passed on.
+        """
         budget = Budget(_IN_FLIGHT)
         try:
             with closing(start_ahead(images, partial(self._start, budget=budget), self._jobs + 2)) as jobs:
@@ -168,18 +194,17 @@ class Detector:
                     try:
                         if isinstance(job, Exception):
                             raise job
-                        prediction = self._finish(job, image, budget)
-                    except (OSError, ValueError) as error:
-                        if skip is None:
-                            raise
-                        skip(image, error)
-                    else:
-                        yield prediction
+                        outcome: Prediction | Exception = self._finish(job, image, budget)
+                    except (OSError, ValueError, ImportError) as error:
+                        outcome = error
+                    yield image, outcome
         finally:
             budget.close()
 
-    def _start(self, image: Source, budget: Budget | None = None) -> _Job:
+    def _start(self, image: Source | Exception, budget: Budget | None = None) -> _Job:
         """Read an image into a request's memory and hand it to the model."""
+        if isinstance(image, Exception):
+            raise image
         try:
             request = self._idle.pop()
         except IndexError:
@@ -204,7 +229,7 @@ class Detector:
             raise
         return _Job(request, taken)
 
-    def _finish(self, job: _Job, source: Source, budget: Budget | None = None) -> Prediction:
+    def _finish(self, job: _Job, source: Any, budget: Budget | None = None) -> Prediction:
         """Wait for the model and return what it gives."""
         try:
             job.request.wait()
@@ -226,7 +251,7 @@ class Detector:
         if self.metadata.get("resize") != "antialiased":
             return size
         side = max(_SMALLEST_SIDE, _REDUCTION * max(map(int, self.metadata["image_shape"].split())))
-        return (min(size[0], side), min(size[1], side))
+        return limit_sides(side)(size)
 
     def _interpret(self, arrays: Sequence[npt.NDArray[Any]], source: Source) -> Prediction:
         outputs = {name: arrays[index] for name, index in self._outputs.items()}
@@ -242,7 +267,7 @@ class Detector:
         elif "pred_label" in outputs:
             is_anomalous = bool(outputs["pred_label"].item())
         else:
-            is_anomalous = score > 0.5
+            is_anomalous = score > UNLABELLED_THRESHOLD
         return Prediction(score, is_anomalous, anomaly_map, mask, source)
 
 

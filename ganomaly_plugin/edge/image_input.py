@@ -46,6 +46,11 @@ def keep_size(size: Size) -> Size:
     return size
 
 
+def limit_sides(side: int) -> Callable[[Size], Size]:
+    """Return what limits both sides of an image to a number of pixels, each on its own."""
+    return lambda size: (min(size[0], side), min(size[1], side))
+
+
 def _new_input(size: Size) -> npt.NDArray[np.float32]:
     return np.empty((1, 3, *size), dtype=np.float32)
 

@@ -6,16 +6,26 @@ import io
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import openvino
 import pytest
 from PIL import Image
 
 from ganomaly_plugin.edge import Detector
 from ganomaly_plugin.edge.command import main
+from ganomaly_plugin.edge.heat_map import map_path
 
 from .conftest import Trained
+
+COMMAND = [sys.executable, "-m", "ganomaly_plugin.edge.command"]
+EXIT = "sys.exit(main())"
 
 
 @pytest.fixture
@@ -58,7 +68,7 @@ def test_standard_output_and_globs(trained: Trained, images: Path, capsys: pytes
     """Without --output, CSV goes to standard output and the summary to standard error."""
     main(["predict", str(trained.xml), str(images / "*.png")])
     captured = capsys.readouterr()
-    assert captured.out.splitlines()[0] == "path,score,label"
+    assert captured.out.splitlines()[0] == '"path","score","label","threshold","model","error"'
     assert len(captured.out.splitlines()) == 13
     assert captured.err.startswith("12 images: ")
 
@@ -79,11 +89,14 @@ def test_list_on_standard_input(
 def test_one_bad_file_is_reported_and_skipped(
     tmp_path: Path, trained: Trained, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The rest is scored, and the exit status says that something went wrong."""
+    """It has a row with the reason, the rest is scored, and the exit status says that something went wrong."""
     (images / "1-broken.png").write_bytes(b"\x89PNG")
     output = tmp_path / "results.csv"
     assert main(["predict", str(trained.xml), str(images), "--output", str(output), "--threshold", "1"]) == 2
-    assert len(rows(output)) == 12
+    assert [row["label"] for row in rows(output)].count("normal") == 12
+    (failed,) = (row for row in rows(output) if row["label"] == "error")
+    assert failed["score"] == ""
+    assert failed["error"].startswith(f"Cannot read the image '{failed['path']}'")
     error = capsys.readouterr().err.splitlines()
     assert len(error) == 2
     assert error[0].startswith("ganomaly-edge: Cannot read the image '")
@@ -102,18 +115,6 @@ def test_killed_run_resumes(tmp_path: Path, trained: Trained, images: Path, suff
     files[0].write_bytes(b"no image any more")  # Done already, so it is not read.
     assert main(["predict", str(trained.xml), str(images), "--output", str(resumed), "--resume"]) == status
     assert resumed.read_text() == whole.read_text()
-
-
-@pytest.mark.parametrize("name", ["other.csv", "other.jsonl"])
-def test_other_files_are_not_resumed(
-    tmp_path: Path, trained: Trained, images: Path, name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """They stay as they are, and the error names them."""
-    output = tmp_path / name
-    output.write_text("image,value\na.png,1\n")
-    assert main(["predict", str(trained.xml), str(images), "--output", str(output), "--resume"]) == 2
-    assert f"'{output}' holds no results that could be resumed" in capsys.readouterr().err
-    assert output.read_text() == "image,value\na.png,1\n"
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
@@ -139,6 +140,28 @@ def test_heat_maps(tmp_path: Path, trained: Trained, images: Path) -> None:
     with Image.open(pictures[0]) as picture:
         assert picture.size == (8, 8)
         assert picture.mode == "RGB"
+
+
+def test_no_two_images_share_a_heat_map() -> None:
+    """Equal names in several folders, absolute and relative, and what cleaning of names would make equal."""
+    names = ["a/1.png", "b/1.png", "../b/1.png", "../1.png", "1.png", "/1.png", "/a/1.png", "%2F/1.png", "a/../b/1.png"]
+    names += ["v.avi#0", "v.avi-0", "v-0.avi", "%2E%2E/1.png", "%252E%252E/1.png", "1.jpg", "..%2F1.png", "a%2F1.png"]
+    places = [map_path(name) for name in names]
+    assert len(set(places)) == len(names)
+    assert not any(place.is_absolute() or ".." in place.parts for place in places)
+
+
+def test_heat_maps_of_equal_names(
+    tmp_path: Path, trained: Trained, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From two folders beside the working directory, and one in it."""
+    first = sorted(images.iterdir())[0]
+    for folder in ("a", "b", "work/a"):
+        (tmp_path / folder).mkdir(parents=True)
+        shutil.copy(first, tmp_path / folder / "1.png")
+    monkeypatch.chdir(tmp_path / "work")
+    main(["predict", str(trained.xml), "../a", "../b", "a", str(tmp_path / "a"), "--save-maps", str(tmp_path / "maps")])
+    assert len(list((tmp_path / "maps").rglob("1.png.png"))) == 4
 
 
 def test_heat_map_lies_over_the_upright_image(tmp_path: Path, trained: Trained) -> None:
@@ -167,6 +190,199 @@ def test_image_that_is_named_twice_counts_once(
     captured = capsys.readouterr()
     assert len(captured.out.splitlines()) == 13
     assert captured.err.startswith("12 images: ")
+
+
+def log_model(path: Path) -> Path:
+    """Save a model whose score of a black image is minus infinity."""
+    ops = openvino.opset13
+    image = ops.parameter([1, 3, -1, -1], name="image")
+    score = ops.log(ops.reduce_mean(image, [1, 2, 3]))
+    score.output(0).set_names({"pred_score"})
+    openvino.save_model(openvino.Model([score], [image]), path)
+    return path
+
+
+def test_score_that_is_not_finite_is_an_error_of_its_image(
+    tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run goes on, and a resumed run does not meet it again."""
+    Image.new("L", (8, 8)).save(images / "1-black.png")
+    output = tmp_path / "results.csv"
+    command = ["predict", str(log_model(tmp_path / "log.xml")), str(images), "--output", str(output)]
+    assert main(command) == 2
+    whole = output.read_bytes()
+    (failed,) = (row for row in rows(output) if row["label"] == "error")
+    assert len(rows(output)) == 13
+    assert failed["path"].endswith("1-black.png")
+    assert failed["error"].startswith("The model scores '")
+    (images / "1-black.png").unlink()
+    capsys.readouterr()
+    assert main([*command, "--resume"]) == 2
+    assert capsys.readouterr().err == "12 images: 0 anomalous, 1 not readable\n"
+    assert output.read_bytes() == whole
+
+
+def test_results_say_which_model_decided_how(tmp_path: Path, trained: Trained, images: Path) -> None:
+    """Its own threshold, or the one that was given; a run with another one does not continue the file."""
+    output = tmp_path / "results.csv"
+    command = ["predict", str(trained.xml), str(images), "--output", str(output)]
+    main(command)
+    assert {(row["threshold"], row["model"]) for row in rows(output)} == {("0.5", Detector(trained.xml).model_hash)}
+    whole = output.read_bytes()
+    assert main([*command, "--resume", "--threshold", "0.4"]) == 2
+    assert main([*command, "--threshold", "0.5"]) == 2
+    assert output.read_bytes() == whole
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+def test_lists_in_the_encodings_of_windows(
+    tmp_path: Path, trained: Trained, images: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    """With and without a mark at the start, CRLF, a folder among the files, and one that is lost."""
+    first, *others = sorted(images.iterdir())
+    (images / "more").mkdir()
+    first = first.rename(images / "more" / "prüfling.png")
+    text = "\r\n".join([str(others[0]), str(images / "more"), "", "lost.png", str(others[1])])
+    content = ("\ufeff" * (encoding == "utf-16-be") + text).encode(encoding)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(content))))  # type: ignore[arg-type]
+    output = tmp_path / "results.csv"
+    assert main(["predict", str(trained.xml), "-", "--output", str(output), "--threshold", "1"]) == 2
+    assert [row["path"] for row in rows(output)] == [str(others[0]), str(first), "lost.png", str(others[1])]
+    assert [row["label"] for row in rows(output)] == ["normal", "normal", "error", "normal"]
+
+
+def test_linked_folders(tmp_path: Path, trained: Trained, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their images count, and a link that leads back to where it lies does no harm."""
+    folder = tmp_path / "line"
+    folder.mkdir()
+    (folder / "today").symlink_to(images, target_is_directory=True)
+    (images / "back").symlink_to(folder, target_is_directory=True)
+    main(["predict", str(trained.xml), str(folder)])
+    assert capsys.readouterr().err.startswith("12 images: ")
+
+
+def test_video_that_cannot_be_read(tmp_path: Path, trained: Trained, images: Path) -> None:
+    """It is an error in its place."""
+    (images / "1-broken.avi").write_bytes(b"no video")
+    output = tmp_path / "results.csv"
+    assert main(["predict", str(trained.xml), str(images), "--output", str(output), "--threshold", "1"]) == 2
+    (failed,) = (row for row in rows(output) if row["label"] == "error")
+    assert failed["error"].endswith("1-broken.avi' is no video that OpenCV can read.")
+    assert [row["path"] for row in rows(output)] == sorted(row["path"] for row in rows(output))
+
+
+def test_verdicts_come_while_the_list_waits(trained: Trained, images: Path) -> None:
+    """A line on standard input is answered before the next one comes."""
+    with subprocess.Popen(
+        [*COMMAND, "predict", str(trained.xml), "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdout.readline()
+        for file in sorted(images.iterdir())[:3]:
+            process.stdin.write(f"{file}\n")
+            process.stdin.flush()
+            assert str(file) in process.stdout.readline()
+        process.stdin.close()
+    assert process.returncode in {0, 1}
+
+
+def test_two_processes_never_write_one_file(tmp_path: Path, trained: Trained, images: Path) -> None:
+    """The second one ends at once and says why."""
+    output = tmp_path / "results.csv"
+    arguments = [*COMMAND, "predict", str(trained.xml), "-", "--output", str(output), "--resume"]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, text=True) as first:
+        assert first.stdin is not None
+        while not (output.exists() and output.stat().st_size):
+            time.sleep(0.05)
+        second = subprocess.run(arguments, input=str(images), capture_output=True, text=True)
+        first.communicate(str(images))
+    assert second.returncode == 2
+    assert "Another process writes to" in second.stderr
+    assert len(second.stderr.splitlines()) == 1
+    assert len(rows(output)) == 12
+
+
+def test_pictures_above_the_limit(tmp_path: Path, trained: Trained, images: Path) -> None:
+    """They are errors that say what to do; the others are scored."""
+    Image.new("L", (400, 100)).save(images / "0-long.png")
+    command = ["predict", str(trained.xml), str(images), "--threshold", "1", "--output"]
+    assert main([*command, str(tmp_path / "a.csv"), "--max-pixels", "39999"]) == 2
+    (failed,) = (row for row in rows(tmp_path / "a.csv") if row["label"] == "error")
+    assert "400 x 100 pixels" in failed["error"] and "raise max_pixels (--max-pixels)" in failed["error"]
+    assert main([*command, str(tmp_path / "b.csv"), "--max-pixels", "40000"]) == 0
+
+
+@pytest.mark.parametrize("delay", [0.05, 0.3, 0.6, 1.2])
+def test_interruption_at_any_time(trained: Trained, images: Path, delay: float) -> None:
+    """Also while it starts: one line, and the status that shells expect."""
+    code = f"import sys; from ganomaly_plugin.edge.command import main; print(flush=True); {EXIT}"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "predict", str(trained.xml), "-"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
+        assert process.stderr.read() == "ganomaly-edge: interrupted; --resume continues the file of --output.\n"
+    assert process.returncode == 130
+
+
+@pytest.mark.parametrize("library", ["openvino", "numpy", "PIL"])
+def test_missing_library(library: str) -> None:
+    """The command says which and how to install it, also where the package was installed without dependencies."""
+    code = f"import sys; sys.modules[{library!r}] = None; from ganomaly_plugin.edge.command import main; {EXIT}"
+    ended = subprocess.run([sys.executable, "-c", code, "bench", "model.xml"], capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr == f"ganomaly-edge: {library} is not installed: pip install openvino numpy pillow.\n"
+
+
+def test_reader_that_goes_away(trained: Trained, images: Path) -> None:
+    """As ``head`` does: no traceback."""
+    arguments = [*COMMAND, "predict", str(trained.xml), "-"]
+    with subprocess.Popen(
+        arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        process.stdin.write(str(images))
+        process.stdin.close()
+        assert process.wait(60) == 2
+        assert process.stderr.read() == ""
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """As every command has it."""
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"ganomaly-edge {version('ganomaly-plugin')}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "m.xml", "a.png", "--threshold", "nan"], "--threshold: invalid finite number value: 'nan'"),
+        (["predict", "m.xml", "a.png", "--threshold", "x"], "--threshold: invalid finite number value: 'x'"),
+        (["predict", "m.xml", "a.png", "--max-pixels", "0"], "invalid whole number at least 1 value: '0'"),
+        (["bench", "m.xml", "--seconds", "0"], "--seconds: invalid finite number above 0 value: '0'"),
+        (["bench", "m.xml", "--size", "0", "8"], "invalid whole number at least 1 value: '0'"),
+        (["predict", "m.xml"], "required: paths"),
+        ([], "required: COMMAND"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    """One line that names the argument, status 2."""
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
 
 
 def test_video(tmp_path: Path, trained: Trained) -> None:
@@ -201,6 +417,11 @@ def test_bench(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
         (["{xml}", "images", "--device", "TPU"], "no device 'TPU'"),
         (["{xml}", "images", "--output", "results.txt"], "must end in .csv or .jsonl"),
         (["{xml}", "images", "--resume"], "--resume needs"),
+        (["{xml}", "images", "--threshold", "7"], "--threshold is 7, but the scores of"),
+        (["{xml}", ""], "One of the paths is empty"),
+        (["{xml}", "-"], "The list on standard input is empty"),
+        (["{bin}", "images"], "holds weights only: give"),
+        (["{xml}", "images"], "'earlier.csv' holds results already"),
     ],
     ids=str,
 )
@@ -217,9 +438,13 @@ def test_errors_are_one_line(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "earlier.csv").write_text("path,score,label\n")
-    if not {"--output", "--resume"} & set(arguments):
+    weights = trained.xml.with_suffix(".bin")
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n \n"))
+    if arguments[1:] == ["-"]:
+        arguments = [*arguments, "--output", "new.csv"]
+    elif not {"--output", "--resume"} & set(arguments):
         arguments = [*arguments, "--output", "earlier.csv"]
-    assert main(["predict", *(part.format(xml=trained.xml) for part in arguments)]) == 2
+    assert main(["predict", *(part.format(xml=trained.xml, bin=weights) for part in arguments)]) == 2
     error = capsys.readouterr().err.splitlines()
     assert len(error) == 1
     assert message in error[0]

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``ganomaly-edge bench``: latency and throughput of a model on this device."""
+
+import argparse
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from ganomaly_plugin.edge.detector import Detector
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure the model on noise, one image at a time and many."""
+    image = np.random.default_rng(0).integers(0, 256, (*options.size, 3), dtype=np.uint8)
+    latency = Detector(options.model, options.device, "latency")
+    latency.predict(image)
+    milliseconds = []
+    start = time.perf_counter()
+    while (before := time.perf_counter()) - start < options.seconds:
+        latency.predict(image)
+        milliseconds.append((time.perf_counter() - before) * 1e3)
+    print(f"one at a time: {len(milliseconds) / (time.perf_counter() - start):.1f} images/s")
+    p50, p95, p99 = np.percentile(milliseconds, [50, 95, 99])
+    print(f"latency: p50 {p50:.2f} ms, p95 {p95:.2f} ms, p99 {p99:.2f} ms")
+
+    throughput = Detector(options.model, options.device, "throughput")
+    start = time.perf_counter()
+
+    def endless() -> Iterator[npt.NDArray[np.uint8]]:
+        while time.perf_counter() - start < options.seconds:
+            yield image
+
+    count = sum(1 for _ in throughput.stream(endless()))
+    print(f"stream: {count / (time.perf_counter() - start):.1f} images/s")
+    return 0
