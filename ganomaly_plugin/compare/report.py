@@ -63,7 +63,7 @@ def machine() -> str:
 def describe_tuning(summary: Summary) -> str:
     """Say which models' settings were chosen on test images, and on which, as far as the configuration does."""
     tuned = [
-        f"{model} on " + "; ".join(f"{dataset} {', '.join(names)}" for dataset, names in chosen.items())
+        f"{model} ({'; '.join(f'{dataset} ' + ', '.join(names) for dataset, names in chosen.items())})"
         for model, chosen in summary.grid.tuned_on.items()
         if chosen
     ]
@@ -72,7 +72,7 @@ def describe_tuning(summary: Summary) -> str:
     if tuned:
         parts.append(f"Settings were chosen on test images: {', '.join(tuned)}.")
     if untuned:
-        parts.append(f"The configuration names no such choice for {', '.join(untuned)}.")
+        parts.append(f"The configuration names no settings chosen on test images for {', '.join(untuned)}.")
     for dataset, categories in summary.categories.items():
         if len(summary.tuning_categories(dataset)) == len(categories):
             parts.append(f"No category of {dataset} is free of it, so the figures favour the tuned models.")

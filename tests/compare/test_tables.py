@@ -95,7 +95,8 @@ def test_tuning_is_said(tmp_path: Path) -> None:
     scores = {(model, category, 0): separated([1.0])[0] for model in "AB" for category in (1, 8)}
     some = summarise(tmp_path / "some", scores, A={"tuned_on": {"digits": [8]}})
     text = report._markdown(some, [])
-    assert "Settings were chosen on test images: A on digits 8. The configuration names no such choice for B." in text
+    assert "Settings were chosen on test images: A (digits 8). The configuration names no settings chosen on" in text
+    assert "chosen on test images for B." in text
     assert "| model | image_AUROC | image_AUROC without 8 |" in text
     assert "digits without 8" in report._latex(some)
     every = summarise(tmp_path / "every", scores, A={"tuned_on": {"digits": [8, 1]}})
