@@ -34,7 +34,8 @@ EXPLANATION = (
     "Mean over categories and seeds ± standard deviation over seeds, from raw scores after the last epoch. Two 95 % "
     "intervals: over test images, for these seeds (bootstrap; images that categories or seeds share are drawn "
     f"together), and over seeds (paired t), which takes {MIN_SEEDS} seeds or more. Bold: better than every other model "
-    "over seeds, p < 0.05 after Holm's correction for all pairs of models."
+    "over seeds, p < 0.05 after Holm's correction for all pairs of models. An interval is of its figure alone, without "
+    "correction."
 )
 """What the tables show."""
 EPOCH_HEADS = ("last epoch", "best epoch on the test set, selected on it", f"mean change, last {LAST_EPOCHS} epochs")
@@ -124,6 +125,12 @@ def _interval(interval: Interval | None, sign: str = "") -> str:
     return "-" if interval is None else f"{interval.low:{sign}.3f} to {interval.high:{sign}.3f}"
 
 
+def _p_value(p_value: float | None) -> str:
+    if p_value is None:
+        return ""
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
 def _over_seeds(figure: Estimate, sign: str = "") -> str:
     """Return the interval over seeds, or why there is none."""
     if figure.over_seeds is not None:
@@ -208,7 +215,7 @@ def _line(summary: Summary, dataset: str, mean: str, model: str, metric: str) ->
     if difference is None:
         return [*line, "", "", "", ""]
     line += [f"{difference.mean:+.3f}", _interval(difference.over_images, "+"), _over_seeds(difference, "+")]
-    return [*line, "" if p_value is None else f"{p_value:.3f}"]
+    return [*line, _p_value(p_value)]
 
 
 def _latex(summary: Summary) -> str:
@@ -255,6 +262,7 @@ def _html(summary: Summary, timings: list[TimedExport]) -> str:
         mean_title=partial(_mean_title, summary),
         interval=_interval,
         over_seeds=_over_seeds,
+        p_text=_p_value,
         epoch_heads=EPOCH_HEADS,
         n_seeds=len({run.seed for run in summary.grid.runs}),
         resamples=RESAMPLES,
