@@ -70,6 +70,20 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--save-maps", type=Path, metavar="DIR", help="folder for heat maps over the images")
     _add_scoring(predict)
 
+    calibrate = add_command(
+        "calibrate",
+        "write a copy of the model with thresholds from your own parts",
+        "Without --false-alarms and --recall, the threshold is that of the best F1 score.",
+    )
+    calibrate.add_argument("good", help="folder, glob or image of good parts")
+    calibrate.add_argument("bad", nargs="?", help="folder, glob or image of bad parts")
+    goal = calibrate.add_mutually_exclusive_group()
+    fraction = _number(float, above=0, below=1)
+    goal.add_argument("--false-alarms", type=fraction, metavar="P", help="fraction of good parts that may be anomalous")
+    goal.add_argument("--recall", type=fraction, metavar="P", help="fraction of bad parts that must be anomalous")
+    calibrate.add_argument("--output", type=Path, help="the new model (default: MODEL.calibrated.xml)")
+    _add_device(calibrate)
+
     bench = add_command("bench", "measure latency and throughput")
     sides = ("HEIGHT", "WIDTH")
     bench.add_argument(
@@ -80,11 +94,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_scoring(command: argparse.ArgumentParser) -> None:
-    """Add the arguments of all commands that write results."""
-    command.add_argument("--output", type=Path, help="results as .csv or .jsonl; standard output by default")
-    command.add_argument("--resume", action="store_true", help="keep the results in --output and score the rest")
-    command.add_argument("--threshold", type=_number(float), help="score above which an image is anomalous")
+def _add_device(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of all commands that read images."""
     command.add_argument("--device", default="CPU", help="OpenVINO's device")
     command.add_argument(
         "--max-pixels",
@@ -93,6 +104,14 @@ def _add_scoring(command: argparse.ArgumentParser) -> None:
         help="refuse larger images (default: 50 million); decoding takes 4 bytes a pixel, 8 for rotated photographs, "
         "and models that do not resize with antialiasing take 24",
     )
+
+
+def _add_scoring(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of all commands that write results."""
+    command.add_argument("--output", type=Path, help="results as .csv or .jsonl; standard output by default")
+    command.add_argument("--resume", action="store_true", help="keep the results in --output and score the rest")
+    command.add_argument("--threshold", type=_number(float), help="score above which an image is anomalous")
+    _add_device(command)
 
 
 def _number(

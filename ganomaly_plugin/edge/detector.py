@@ -14,12 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import openvino
 
+from ganomaly_plugin.edge.calibration import Calibration, PixelQuantile, check_pictures, choose_threshold
 from ganomaly_plugin.edge.exported_model import (
     hash_model,
     read_metadata,
     read_model,
     read_threshold,
     shared_core,
+    write_calibrated,
 )
 from ganomaly_plugin.edge.image_input import MAX_PIXELS, Size, Source, is_one, limit_sides, to_input
 from ganomaly_plugin.edge.pipeline import Budget, start_ahead
@@ -30,6 +32,8 @@ _IN_FLIGHT = 1 << 24
 """Pixels of the images of one stream that wait for the model or are in it; an image with more is alone."""
 _KEPT = 1 << 20
 """Pixels of an image above which the memory that held it is freed and not used again."""
+_KEPT_SCORES = 2000
+"""Scores of good parts that a calibrated model holds."""
 _SMALLEST_SIDE, _REDUCTION = 2048, 8
 """Where the model shrinks images itself, they come with sides up to the first, or the second times its own sides:
 shrinking in two steps then changes scores by less than 1e-3."""
@@ -200,6 +204,57 @@ class Detector:
                     yield image, outcome
         finally:
             budget.close()
+
+    def calibrate(
+        self,
+        good: Iterable[Source],
+        bad: Iterable[Source],
+        output: str | Path,
+        false_alarms: float | None = None,
+        recall: float | None = None,
+        pixel_false_alarms: float = 0.005,
+    ) -> Calibration:
+        """Write a copy of the model with thresholds from images of a line's own parts.
+
+        The scores and maps of the copy are those of the model; what it calls anomalous changes. It holds the scores of
+        at most 2,000 good parts, drawn at random, with which later ones can be compared.
+
+        Args:
+            good: Images of good parts.
+            bad: Images of bad parts; may be empty where ``false_alarms`` is given.
+            output: The new ``.xml`` file.
+            false_alarms: Largest probability, in (0, 1), that a new good part is called anomalous.
+            recall: Smallest probability, in (0, 1), that a new bad part is. Without both, the best F1 score counts.
+            pixel_false_alarms: Fraction of good parts' pixels, in (0, 1), that may exceed the pixel threshold.
+
+        Raises:
+            FileExistsError: If the new file is there already.
+            UnreadableImageError: If an image cannot be read.
+            ValueError: If there are too few images, or an argument is out of its range.
+        """
+        output = Path(output)
+        if output.suffix != ".xml":
+            msg = f"The calibrated model is to be '{output}', but its name must end in .xml."
+            raise ValueError(msg)
+        for file in (output, output.with_suffix(".bin")):
+            if file.exists():
+                msg = f"'{file}' is there already: name another file (--output), or delete it."
+                raise FileExistsError(msg)
+        good, bad = list(good), list(bad)
+        check_pictures(len(good), len(bad), false_alarms, recall)
+        pixels = PixelQuantile(len(good), pixel_false_alarms) if "anomaly_map" in self._outputs else None
+        scores = []
+        for prediction in self.stream(good):
+            scores.append(prediction.score)
+            if pixels is not None and prediction.anomaly_map is not None:
+                pixels.add(prediction.anomaly_map)
+        good_scores = np.array(scores, dtype=np.float32)
+        bad_scores = np.array([prediction.score for prediction in self.stream(bad)], dtype=np.float32)
+        threshold, guarantee = choose_threshold(good_scores, bad_scores, false_alarms, recall)
+        pixel_threshold = None if pixels is None else pixels.compute()
+        kept = np.random.default_rng(0).permutation(good_scores)[:_KEPT_SCORES]
+        write_calibrated(self.model, output, threshold, pixel_threshold, kept.tolist())
+        return Calibration(threshold, pixel_threshold, good_scores, bad_scores, guarantee)
 
     def _start(self, image: Source | Exception, budget: Budget | None = None) -> _Job:
         """Read an image into a request's memory and hand it to the model."""

@@ -122,7 +122,7 @@ def write_calibrated(
 
     Args:
         path: The model.
-        output: The new ``.xml`` file; its ``.bin`` goes beside it.
+        output: The new ``.xml`` file, which is not there yet; its ``.bin`` goes beside it.
         image_threshold: Score above which ``pred_label`` is to be true.
         pixel_threshold: Value of the map above which ``pred_mask`` is to be true; ``None`` if there is no map.
         scores: Scores of good parts, to compare later ones with.
@@ -138,8 +138,10 @@ def write_calibrated(
         _decide(model, score, decision, threshold)
         model.set_rt_info(f"{threshold:.9g}", ["model_info", f"{kind}_threshold"])
         raw = float(old.get(f"raw_{kind}_threshold", "nan"))
-        if np.isfinite(raw):  # The export maps a raw score s to s / (s + raw threshold).
-            model.set_rt_info(f"{raw * threshold / (1 - threshold):.9g}", ["ganomaly_plugin", f"raw_{kind}_threshold"])
+        if np.isfinite(raw):  # A score is s / (s + t), so that s is proportional to its odds.
+            earlier = float(old[f"{kind}_threshold"])
+            raw *= threshold / (1 - threshold) * (1 - earlier) / earlier
+            model.set_rt_info(f"{raw:.9g}", ["ganomaly_plugin", f"raw_{kind}_threshold"])
     model.set_rt_info(" ".join(f"{score:.7g}" for score in scores), ["ganomaly_plugin", CALIBRATION_SCORES])
     unfinished = output.with_stem(f"{output.stem}.unfinished")
     openvino.save_model(model, unfinished, compress_to_fp16=False)  # Weights that are FP16 already stay so.

@@ -32,12 +32,12 @@ class Trained(NamedTuple):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """GANomaly on scikit-learn's digits, the eight anomalous."""
+    """GANomaly on scikit-learn's digits, the eight anomalous; 30 images of each kind for the test."""
     root = tmp_path_factory.mktemp("edge")
     seed_everything(3)
-    datamodule = Digits(root / "digits", 8, eval_batch_size=25)
+    datamodule = Digits(root / "digits", 8, eval_batch_size=25, max_test_images=30)
     model = GANomaly(image_size=32, n_features=8, latent_vec_size=8, input_channels=1, visualizer=False)
-    engine = build_engine(root, max_epochs=2, limit_train_batches=10, limit_predict_batches=2, logger=False)
+    engine = build_engine(root, max_epochs=2, limit_train_batches=10, logger=False)
     engine.fit(model, datamodule=datamodule)
     predictions = engine.predict(model, datamodule=datamodule)
     return Trained(model.to_openvino(root / "export"), root, predictions)
