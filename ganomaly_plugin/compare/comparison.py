@@ -36,7 +36,7 @@ from ganomaly_plugin.compare.runners import (
     run_on_ray,
     visible_gpus,
 )
-from ganomaly_plugin.compare.summary import MEAN, Summary
+from ganomaly_plugin.compare.summary import Summary
 
 
 def compare(
@@ -226,10 +226,11 @@ def print_plan(config: str | Path | dict[str, Any], jobs: int = 1) -> None:
 
 def overview(summary: Summary) -> Table:
     """Return the image AUROCs for a terminal: mean and standard deviation by model and dataset."""
-    table = Table("image AUROC", *summary.categories)
+    columns = [(dataset, mean) for dataset in summary.categories for mean in summary.means(dataset)]
+    table = Table("image AUROC", *(escape(summary.mean_title(*column, column[0])) for column in columns))
     for model in summary.grid.models:
-        values = [summary.value(dataset, MEAN, model, "image_AUROC") for dataset in summary.categories]
-        table.add_row(model, *(str(value or "-") for value in values))
+        values = [summary.value(*column, model, "image_AUROC") for column in columns]
+        table.add_row(escape(model), *(str(value or "-") for value in values))
     return table
 
 

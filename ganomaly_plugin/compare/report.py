@@ -8,7 +8,6 @@ import platform
 import re
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +153,7 @@ def _markdown(summary: Summary, timings: list[TimedExport]) -> str:
     for dataset, categories in summary.categories.items():
         metrics, of_epochs = summary.metrics(dataset), summary.metrics(dataset, of_epochs=True)
         means = summary.means(dataset)
-        heads = [_escape(_mean_title(summary, dataset, mean, metric)) for metric in metrics for mean in means]
+        heads = [_escape(summary.mean_title(dataset, mean, metric)) for metric in metrics for mean in means]
         lines = [
             [_escape(model), *(_bold(summary, dataset, mean, model, metric) for metric in metrics for mean in means)]
             for model in models
@@ -164,7 +163,7 @@ def _markdown(summary: Summary, timings: list[TimedExport]) -> str:
             heads = ["model", "mean", "over test images, these seeds", "over seeds"]
             heads += [f"difference to {_escape(reference)}", *heads[2:], "p, corrected"]
             for mean in means:
-                title = _escape(_mean_title(summary, dataset, mean, metric))
+                title = _escape(summary.mean_title(dataset, mean, metric))
                 lines = [_line(summary, dataset, mean, model, metric) for model in models]
                 parts += [f"### {title}\n", _table(heads, lines)]
         if len(categories) > 1 and metrics:
@@ -192,11 +191,6 @@ def _timing(line: TimedExport) -> list[str]:
     if line.reason:
         return [_escape(line.reason), "", "", ""]
     return [f"{line.p50:.2f}", f"{line.p95:.2f}", f"{line.images_per_second:.0f}", f"{line.megabytes:.1f}"]
-
-
-def _mean_title(summary: Summary, dataset: str, mean: str, title: str) -> str:
-    """Complete a title by the categories that a mean leaves out."""
-    return title if mean == MEAN else f"{title} without {', '.join(summary.tuning_categories(dataset))}"
 
 
 def _bold(summary: Summary, dataset: str, mean: str, model: str, metric: str) -> str:
@@ -227,7 +221,7 @@ def _latex(summary: Summary) -> str:
 
     models = summary.grid.models
     columns = {
-        _mean_title(summary, dataset, mean, dataset): [text(dataset, mean, model) for model in models]
+        summary.mean_title(dataset, mean, dataset): [text(dataset, mean, model) for model in models]
         for dataset in summary.categories
         for mean in summary.means(dataset)
     }
@@ -259,7 +253,6 @@ def _html(summary: Summary, timings: list[TimedExport]) -> str:
         mean=MEAN,
         explanation=EXPLANATION,
         tuning=describe_tuning(summary),
-        mean_title=partial(_mean_title, summary),
         interval=_interval,
         over_seeds=_over_seeds,
         p_text=_p_value,

@@ -112,6 +112,10 @@ class Summary:
         """``MEAN`` and, where settings were chosen on some categories but not on all, ``UNTUNED``."""
         return [MEAN, UNTUNED] if 0 < len(self.tuning_categories(dataset)) < len(self.categories[dataset]) else [MEAN]
 
+    def mean_title(self, dataset: str, mean: str, title: str) -> str:
+        """Complete a title by the categories that a mean leaves out."""
+        return title if mean == MEAN else f"{title} without {', '.join(self.tuning_categories(dataset))}"
+
     @cached_property
     def samples(self) -> dict[tuple[str, str, str, str], Samples]:
         """Samples by dataset, category (means too), model and metric."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ganomaly_plugin.compare import report
+from ganomaly_plugin.compare.comparison import overview
 from ganomaly_plugin.compare.grid import Grid
 from ganomaly_plugin.compare.record import Result
 from ganomaly_plugin.compare.summary import Summary
@@ -99,6 +100,7 @@ def test_tuning_is_said(tmp_path: Path) -> None:
     assert "chosen on test images for B." in text
     assert "| model | image_AUROC | image_AUROC without 8 |" in text
     assert "digits without 8" in report._latex(some)
+    assert [column.header for column in overview(some).columns] == ["image AUROC", "digits", "digits without 8"]
     every = summarise(tmp_path / "every", scores, A={"tuned_on": {"digits": [8, 1]}})
     assert "No category of digits is free of it, so the figures favour the tuned models." in report._markdown(every, [])
     assert "without" not in report._latex(every)
