@@ -126,7 +126,7 @@ def install() -> None:
                 setattr(holder, name, ours)
     AnomalibDataset.__getitem__ = _get_item  # type: ignore[method-assign]
     for dataset in (AnomalibDataset, PredictDataset):
-        dataset.__reduce_ex__ = _reduce  # type: ignore[method-assign,assignment]
+        dataset.__reduce_ex__ = _reduce  # type: ignore[method-assign]
 
 
 _visualize: Callable[..., Image.Image | None] = item_visualizer.visualize_image_item
@@ -152,7 +152,8 @@ def _get_item(dataset: AnomalibDataset, index: int) -> Any:
 
 def _reduce(dataset: Any, protocol: Any) -> tuple[Any, ...]:
     """Pickle a data set for a process that is not forked, where unpickling it installs this module first."""
-    build, arguments, *state = object.__reduce_ex__(dataset, protocol)
+    reduced: Any = object.__reduce_ex__(dataset, protocol)
+    build, arguments, *state = reduced
     return (_build_installed, (build, arguments), *state)
 
 

@@ -33,8 +33,9 @@ from ganomaly_plugin.models.components.detector_model import DetectorModel
 from ganomaly_plugin.models.components.joint_training import JointTraining, losses_are_checked
 from ganomaly_plugin.models.components.metrics import AUROC, AveragePrecision
 from ganomaly_plugin.models.components.post_processor import OneClassPostProcessor
-from ganomaly_plugin.models.components.pre_processor import AntialiasedPreProcessor
+from ganomaly_plugin.models.components.pre_processor import WHITE_LEVEL, AntialiasedPreProcessor
 from ganomaly_plugin.models.components.space import Pixels, Space
+from ganomaly_plugin.models.components.value_range import ValueRange
 from ganomaly_plugin.models.components.training_config import SaveTrainingConfig
 from ganomaly_plugin.models.components.visualizer import ReconstructionVisualizer
 
@@ -63,7 +64,10 @@ class DetectorModule(AnomalibModule):
         image_size: Size in pixels that images are resized to: one side of a square, or height and width; at least 28.
         input_channels: 3 for colour; 1 turns images grey inside the model.
         map_sigma: Standard deviation in pixels of the Gaussian that smooths the anomaly map.
-        pre_processor: Pre-processor, ``True`` for resizing and scaling to [-1, 1], ``False`` for none.
+        white_level: Value of white in image files of 16 bits, 4095 for those of a camera of 12 bits. Checkpoints and
+            exports keep it. Not for sets with images of 8 bits.
+        pre_processor: Pre-processor, ``True`` for resizing and scaling to [-1, 1], ``False`` for none. anomalib's own
+            is replaced by one with antialiased exports.
         post_processor: Post-processor, ``True`` for the threshold-ratio one, ``False`` for none.
         evaluator: Evaluator, ``True`` for AUROC, average precision and F1, ``False`` for none.
         visualizer: Visualiser, ``True`` for pictures with the reconstruction, ``False`` for none.
@@ -78,7 +82,7 @@ class DetectorModule(AnomalibModule):
 
     model: DetectorModel
     architecture: ClassVar[tuple[str, ...]] = (
-        *("image_size", "input_channels", "n_features", "latent_vec_size", "max_features"),
+        *("image_size", "input_channels", "n_features", "latent_vec_size", "max_features", "white_level"),
     )
     """Hyper-parameters that a checkpoint and the model it is loaded into must share."""
     renamed_weights: ClassVar[dict[str, str]] = {"model.smooth.": "model.space.smooth."}
@@ -100,6 +104,7 @@ class DetectorModule(AnomalibModule):
         image_size: int | tuple[int, int] = 64,
         input_channels: int = 3,
         map_sigma: float = 2.0,
+        white_level: int = WHITE_LEVEL,
         pre_processor: PreProcessor | bool = True,
         post_processor: PostProcessor | bool = True,
         evaluator: Evaluator | bool = True,
@@ -109,7 +114,7 @@ class DetectorModule(AnomalibModule):
         size = _pair(image_size)
         image_reader.install()
         super().__init__(
-            pre_processor=self.configure_pre_processor(size) if pre_processor is True else pre_processor,
+            pre_processor=self._build_pre_processor(pre_processor, size, white_level),
             post_processor=post_processor,
             evaluator=evaluator,
             visualizer=visualizer,
@@ -162,7 +167,10 @@ class DetectorModule(AnomalibModule):
         stock: Any = super().configure_callbacks()
         present: list[Callback] = self.trainer.callbacks
         saving = [SaveTrainingConfig(callback) for callback in present if isinstance(callback, SaveConfigCallback)]
-        return [*stock, *saving, *(callback() for callback in self.training_callbacks)]
+        own: list[Callback] = [callback() for callback in self.training_callbacks]
+        if isinstance(self.model.space, Pixels):
+            own.append(ValueRange(self.hparams["white_level"]))
+        return [*stock, *saving, *own]
 
     def losses(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the scalar losses of a step by name, for pre-processed images ``(B, 3, H, W)``."""
@@ -397,10 +405,43 @@ class DetectorModule(AnomalibModule):
         return LearningType.ONE_CLASS
 
     @staticmethod
-    def configure_pre_processor(image_size: tuple[int, int] | None = None) -> PreProcessor:
-        """Return a pre-processor that resizes to ``image_size`` (64x64 by default) and scales [0, 1] to [-1, 1]."""
+    def configure_pre_processor(
+        image_size: tuple[int, int] | None = None, white_level: int = WHITE_LEVEL
+    ) -> PreProcessor:
+        """Return a pre-processor that resizes to ``image_size`` (64x64 by default) and scales values to [-1, 1].
+
+        Args:
+            image_size: Height and width in pixels.
+            white_level: Value of white in files of 16 bits.
+        """
         resize = Resize(image_size or (64, 64), antialias=True)
-        return AntialiasedPreProcessor(transform=Compose([resize, Normalize(mean=[0.5] * 3, std=[0.5] * 3)]))
+        middle = white_level / WHITE_LEVEL / 2
+        return AntialiasedPreProcessor(transform=Compose([resize, Normalize(mean=[middle] * 3, std=[middle] * 3)]))
+
+    @classmethod
+    def _build_pre_processor(
+        cls, given: PreProcessor | bool, image_size: tuple[int, int], white_level: int
+    ) -> PreProcessor | bool:
+        if not 1 <= white_level <= WHITE_LEVEL:
+            msg = f"white_level is {white_level}; it must be from 1 to {WHITE_LEVEL}, and is 4095 for 12 bits."
+            raise ValueError(msg)
+        if given is True:
+            return cls.configure_pre_processor(image_size, white_level)
+        if white_level != WHITE_LEVEL:
+            msg = (
+                f"white_level is {white_level}, but is a part of the default pre-processor: leave pre_processor out, "
+                f"or give yours Normalize with mean and std {white_level / WHITE_LEVEL / 2:.4g}, and no white_level."
+            )
+            raise ValueError(msg)
+        if type(given) is PreProcessor:  # Its exports would differ from its trainings.
+            return AntialiasedPreProcessor(given.transform)
+        if given and not isinstance(given, AntialiasedPreProcessor):
+            logger.warning(
+                "Exports of a model with %s may see other pixels than its training, since anomalib drops antialiasing "
+                "there: derive it from AntialiasedPreProcessor.",
+                type(given).__name__,
+            )
+        return given
 
     def configure_post_processor(self) -> PostProcessor:
         """Return the post-processor that maps raw scores to [0, 1) with 0.5 at the threshold."""

@@ -49,6 +49,7 @@ def metadata(model: AnomalibModule, trained_on: str, trained: bool) -> dict[str,
             "model": type(model).__name__,
             "trained_on": trained_on,
             "trained": str(trained).lower(),
+            "white_level": str(model.hparams["white_level"]),
             # A client may shrink large images itself before the graph does, in two steps, without changing scores.
             "resize": "antialiased" if getattr(model.pre_processor, "starts_with_resize", False) else "other",
             "raw_image_threshold": f"{float(post_processor.image_threshold):.9g}" if post_processor else "none",

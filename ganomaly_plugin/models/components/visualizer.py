@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures of what a reconstructing model sees."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from anomalib.visualization import ImageVisualizer
 from anomalib.visualization.image.functional import add_text_to_image, create_image_grid, visualize_image
 from lightning.pytorch import Trainer
 from PIL import Image
+
+from ganomaly_plugin.image_reader import read_image
+from ganomaly_plugin.models.components.pre_processor import WHITE_LEVEL
 
 
 class ReconstructionVisualizer(ImageVisualizer):
@@ -38,6 +42,10 @@ class ReconstructionVisualizer(ImageVisualizer):
                 dataset_name=getattr(datamodule, "name", None),
                 category=getattr(datamodule, "category", None),
             )
+            gain = WHITE_LEVEL / pl_module.hparams["white_level"]
+            if item.image_path and gain > 1:  # The file looks nearly black.
+                image = (torch.as_tensor(read_image(item.image_path, as_tensor=True)) * gain).clamp(max=1)
+                item = replace(item, image=image, image_path=None)
             self.draw(item, reconstruction).save(filename)
 
     def draw(self, item: ImageItem, reconstruction: torch.Tensor) -> Image.Image:
