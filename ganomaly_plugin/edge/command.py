@@ -70,6 +70,26 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--save-maps", type=Path, metavar="DIR", help="folder for heat maps over the images")
     _add_scoring(predict)
 
+    watch = add_command(
+        "watch",
+        "score what a camera writes into a folder",
+        "Runs until SIGINT or SIGTERM. Images that are in the folder already are left out; with --resume, all that have"
+        " no result are scored.",
+    )
+    watch.add_argument("folder", type=Path, help="the folder; folders in it are followed as well")
+    watch.add_argument(
+        "--on-anomaly",
+        metavar="COMMAND",
+        help="program to start for each anomalous image, with its result in JSON as last argument",
+    )
+    watch.add_argument(
+        "--drift-window", type=_number(int, 20), default=200, metavar="N", help="parts compared with the calibration"
+    )
+    watch.add_argument(
+        "--summary-seconds", type=_number(float, above=0), default=60, metavar="S", help="time between two summaries"
+    )
+    _add_scoring(watch)
+
     calibrate = add_command(
         "calibrate",
         "write a copy of the model with thresholds from your own parts",

@@ -16,6 +16,7 @@ import openvino
 
 from ganomaly_plugin.edge.calibration import Calibration, PixelQuantile, check_pictures, choose_threshold
 from ganomaly_plugin.edge.exported_model import (
+    CALIBRATION_SCORES,
     hash_model,
     read_metadata,
     read_model,
@@ -135,6 +136,12 @@ class Detector:
         if self.threshold is not None:
             return self.threshold
         return self.model_threshold if "pred_label" in self._outputs else UNLABELLED_THRESHOLD
+
+    @property
+    def calibration_scores(self) -> list[float] | None:
+        """Scores of the good parts that the model was calibrated with; ``None`` if it was not."""
+        text = self.metadata.get(CALIBRATION_SCORES)
+        return None if text is None else [float(score) for score in text.split()]
 
     @cached_property
     def model_hash(self) -> str:

@@ -15,7 +15,7 @@ from ganomaly_plugin.edge.scoring import build_detector, score_frames
 def run(options: argparse.Namespace) -> int:
     """Score the images of the command line."""
     # All that may be wrong is found before the file of earlier results is touched.
-    detector = build_detector(options)
+    detector = build_detector(options, "throughput")
     frames = read_frames(find_images(options.paths))
     with (
         closing(Results(options.output, options.resume, detector.model_hash, detector.decision_threshold)) as results,

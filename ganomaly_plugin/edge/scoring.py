@@ -5,20 +5,21 @@ import argparse
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
+from typing import Literal
 
 from ganomaly_plugin.edge.detector import Detector, Prediction
 from ganomaly_plugin.edge.image_input import MAX_PIXELS, Source
 from ganomaly_plugin.edge.image_list import Frame
 
 
-def build_detector(options: argparse.Namespace) -> Detector:
+def build_detector(options: argparse.Namespace, hint: Literal["latency", "throughput"]) -> Detector:
     """Build the detector of a command that scores images.
 
     Raises:
         ValueError: If the threshold is no score of this model.
     """
     detector = Detector(
-        options.model, options.device, "throughput", options.threshold, max_pixels=options.max_pixels or MAX_PIXELS
+        options.model, options.device, hint, options.threshold, max_pixels=options.max_pixels or MAX_PIXELS
     )
     scores_end_at_one = detector.model_threshold is not None and 0 <= detector.model_threshold <= 1
     if options.threshold is not None and scores_end_at_one and not 0 <= options.threshold <= 1:

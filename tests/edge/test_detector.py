@@ -263,7 +263,11 @@ def test_metadata(detector: Detector) -> None:
 
 @pytest.mark.parametrize(
     ("transforms", "whole"),
-    [([Resize((32, 32)), Normalize([0.5], [0.5])], True), ([CenterCrop(20), Resize((32, 32))], False)],
+    [
+        ([Resize((32, 32)), Normalize([0.5], [0.5])], True),
+        ([CenterCrop(20), Resize((32, 32))], False),
+        ([Resize((32, 32), antialias=False)], False),
+    ],
 )
 def test_only_whole_images_are_shrunk_before_the_model(transforms: list[Any], whole: bool) -> None:
     """Of a picture whose edges are cut off first, the device must not shrink all."""
