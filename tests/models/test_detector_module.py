@@ -15,6 +15,8 @@ from anomalib.engine import Engine
 from anomalib.models import AnomalibModule
 from jsonargparse._parameter_resolvers import get_signature_parameters
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateFinder
+from lightning.pytorch.tuner import Tuner
 from torch import nn
 
 from ganomaly_plugin import GANomaly
@@ -284,6 +286,37 @@ def test_length_of_a_training(
     engine = build_engine(tmp_path, callbacks=[StopAtOnce()], **({"max_epochs": None} | limits))
     engine.fit(model, datamodule=datamodule)
     assert engine.trainer.max_epochs == (expected or type(model).default_epochs)
+
+
+@every_model()
+def test_search_of_a_learning_rate(entry: EntryPoint, tmp_path: Path, datamodule: Folder) -> None:
+    """Lightning's callback finds one and trains with it."""
+    quick = {"steps": 2} if entry.name == "anogan" else {}
+    model = entry.load()(image_size=32, n_features=4, latent_vec_size=4, visualizer=False, **quick)
+    # Losses below zero, f-AnoGAN's, would always seem to diverge.
+    search = LearningRateFinder(num_training_steps=14, early_stop_threshold=None)
+    engine = build_engine(tmp_path, max_epochs=4, callbacks=[search, StopAtOnce()])
+    engine.fit(model, datamodule=datamodule)
+    assert search.optimal_lr.suggestion() == model.hparams["lr"]
+    assert engine.trainer.optimizers[0].param_groups[0]["lr"] == model.hparams["lr"]
+
+
+def test_search_leaves_initial_weights(tmp_path: Path, datamodule: Folder) -> None:
+    """Which are no trained ones."""
+    model = small_ganomaly()
+    before = {name: value.clone() for name, value in model.model.networks.named_parameters()}
+    trainer = Trainer(default_root_dir=tmp_path, max_epochs=4, accelerator="cpu", logger=False)
+    Tuner(trainer).lr_find(model, datamodule=datamodule, num_training=14)
+    assert all(torch.equal(value, before[name]) for name, value in model.model.networks.named_parameters())
+    assert not model.trained
+
+
+def test_search_of_a_batch_size(tmp_path: Path, datamodule: Folder) -> None:
+    """By the name that anomalib's datamodules give it."""
+    trainer = Trainer(default_root_dir=tmp_path, max_epochs=1, accelerator="cpu", logger=False)
+    search = {"steps_per_trial": 1, "init_val": 4, "max_trials": 2, "batch_arg_name": "train_batch_size"}
+    assert Tuner(trainer).scale_batch_size(small_ganomaly(), datamodule=datamodule, **search) == 8
+    assert datamodule.train_batch_size == 8
 
 
 def test_length_of_a_training_from_the_environment(

@@ -35,8 +35,8 @@ from ganomaly_plugin.models.components.metrics import AUROC, AveragePrecision
 from ganomaly_plugin.models.components.post_processor import OneClassPostProcessor
 from ganomaly_plugin.models.components.pre_processor import WHITE_LEVEL, AntialiasedPreProcessor
 from ganomaly_plugin.models.components.space import Pixels, Space
-from ganomaly_plugin.models.components.value_range import ValueRange
 from ganomaly_plugin.models.components.training_config import SaveTrainingConfig
+from ganomaly_plugin.models.components.value_range import ValueRange
 from ganomaly_plugin.models.components.visualizer import ReconstructionVisualizer
 
 logger = logging.getLogger(__name__)
@@ -292,6 +292,7 @@ class DetectorModule(AnomalibModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what the model was trained on, and the random state, with which a resumed training shuffles alike."""
         super().on_save_checkpoint(checkpoint)
+        checkpoint["trained"] = self.trained  # The tuner of a learning rate goes back to initial weights.
         checkpoint["trained_on"] = self.trained_on
         checkpoint["torch_rng_state"] = torch.get_rng_state()
 
@@ -321,7 +322,7 @@ class DetectorModule(AnomalibModule):
             msg = f"The checkpoint does not fit this model: {'; '.join(differing)}. Build the model as it was trained."
             raise ValueError(msg)
         super().on_load_checkpoint(checkpoint)
-        self.trained = True
+        self.trained = checkpoint.get("trained", True)
         self.trained_on = checkpoint["trained_on"]
         self._rng_state = checkpoint["torch_rng_state"]
 

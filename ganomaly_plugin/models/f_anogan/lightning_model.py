@@ -109,8 +109,8 @@ class FAnoGAN(DetectorModule):
             self.model.begin_encoding()
 
     def on_train_end(self) -> None:
-        """Warn where the encoder was not trained."""
-        if not self.encodes:
+        """Warn where the encoder was not trained, unless what ended was the search of a tuner, which has no phases."""
+        if not self.encodes and (self.gan_steps is not None or self._timer is not None):
             logger.warning(
                 "The training ended after %d steps, in its first phase, so the encoder is untrained and scores mean "
                 "nothing: resume it, or set a smaller gan_fraction.",
