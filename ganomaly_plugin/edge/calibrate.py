@@ -5,14 +5,14 @@ import argparse
 
 from ganomaly_plugin.edge.detector import Detector
 from ganomaly_plugin.edge.histogram import save_histogram
-from ganomaly_plugin.edge.image_input import MAX_PIXELS
 from ganomaly_plugin.edge.image_list import find_images
+from ganomaly_plugin.edge.scoring import max_pixels
 
 
 def run(options: argparse.Namespace) -> int:
     """Score the parts, write the calibrated model and its histogram, and print the table."""
     output = options.output or options.model.with_name(f"{options.model.stem}.calibrated.xml")
-    detector = Detector(options.model, options.device, "throughput", max_pixels=options.max_pixels or MAX_PIXELS)
+    detector = Detector(options.model, options.device, "throughput", max_pixels=max_pixels(options))
     good, bad = (list(find_images([path])) if path else [] for path in (options.good, options.bad))
     calibration = detector.calibrate(good, bad, output, options.false_alarms, options.recall)
     picture = output.with_suffix(".png")

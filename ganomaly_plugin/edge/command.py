@@ -104,6 +104,15 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.add_argument("--output", type=Path, help="the new model (default: MODEL.calibrated.xml)")
     _add_device(calibrate)
 
+    server = add_command(
+        "model-server",
+        "write the files with which OpenVINO Model Server serves the model",
+        "Clients send images as float32 (B, 3, H, W) in [0, 1], of any size.",
+    )
+    server.add_argument("--output", type=Path, required=True, metavar="DIR", help="new folder for the files")
+    server.add_argument("--name", type=_file_name, default="detector", help="name under which clients find the model")
+    server.add_argument("--device", default="CPU", help="OpenVINO's device")
+
     bench = add_command("bench", "measure latency and throughput")
     sides = ("HEIGHT", "WIDTH")
     bench.add_argument(
@@ -132,6 +141,14 @@ def _add_scoring(command: argparse.ArgumentParser) -> None:
     command.add_argument("--resume", action="store_true", help="keep the results in --output and score the rest")
     command.add_argument("--threshold", type=_number(float), help="score above which an image is anomalous")
     _add_device(command)
+
+
+def _file_name(text: str) -> str:
+    """Check that a name can be that of a folder."""
+    if text in {"", ".", ".."} or Path(text).name != text:
+        msg = f"'{text}' is no name of a folder"
+        raise argparse.ArgumentTypeError(msg)
+    return text
 
 
 def _number(

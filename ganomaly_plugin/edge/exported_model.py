@@ -46,7 +46,7 @@ def read_model(path: Path) -> openvino.Model:
     if path.suffix == ".bin":
         msg = f"'{path}' holds weights only: give '{path.with_suffix('.xml')}', the model beside it."
         raise NotADetectorError(msg)
-    for file in _files(path):
+    for file in model_files(path):
         if not file.is_file():
             msg = f"There is no file '{file}': export the model, and keep .xml and .bin side by side."
             raise FileNotFoundError(msg)
@@ -72,14 +72,15 @@ def read_model(path: Path) -> openvino.Model:
 def hash_model(path: Path) -> str:
     """Return a hash of the model's files, 16 hexadecimal digits that change with any of their bytes."""
     digest = hashlib.sha256()
-    for file in _files(path):
+    for file in model_files(path):
         with file.open("rb") as content:
             while block := content.read(_BLOCK):
                 digest.update(block)
     return digest.hexdigest()[:_HASH_LENGTH]
 
 
-def _files(path: Path) -> list[Path]:
+def model_files(path: Path) -> list[Path]:
+    """Return the files that a model consists of."""
     return [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
 
 

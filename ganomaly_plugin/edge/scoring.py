@@ -7,6 +7,8 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from typing import Literal
 
+from PIL import Image
+
 from ganomaly_plugin.edge.detector import Detector, Prediction
 from ganomaly_plugin.edge.image_input import MAX_PIXELS, Source
 from ganomaly_plugin.edge.image_list import Frame
@@ -18,9 +20,7 @@ def build_detector(options: argparse.Namespace, hint: Literal["latency", "throug
     Raises:
         ValueError: If the threshold is no score of this model.
     """
-    detector = Detector(
-        options.model, options.device, hint, options.threshold, max_pixels=options.max_pixels or MAX_PIXELS
-    )
+    detector = Detector(options.model, options.device, hint, options.threshold, max_pixels=max_pixels(options))
     scores_end_at_one = detector.model_threshold is not None and 0 <= detector.model_threshold <= 1
     if options.threshold is not None and scores_end_at_one and not 0 <= options.threshold <= 1:
         msg = (
@@ -29,6 +29,13 @@ def build_detector(options: argparse.Namespace, hint: Literal["latency", "throug
         )
         raise ValueError(msg)
     return detector
+
+
+def max_pixels(options: argparse.Namespace) -> int:
+    """Return the limit for images, which takes the place of Pillow's own in this process."""
+    Image.MAX_IMAGE_PIXELS = None
+    limit: int = options.max_pixels or MAX_PIXELS
+    return limit
 
 
 def score_frames(
