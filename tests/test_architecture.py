@@ -25,9 +25,10 @@ PACKAGE = "ganomaly_plugin"
 MAY_IMPORT = {
     "image_file": set(),
     "image_reader": {"image_file"},
-    "data": {"image_file", "image_reader"},
+    "picture_files": set(),
+    "data": {"image_file", "image_reader", "picture_files"},
     "edge": {"image_file"},
-    "models": {"image_reader"},
+    "models": {"image_reader", "picture_files"},
     "compare": {"data", "models", "edge", "image_file", "image_reader", "startup"},
     "registration": set(),
     "startup": {"registration"},

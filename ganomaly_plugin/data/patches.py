@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 from anomalib.data import AnomalibDataset, ImageBatch, ImageItem
 from anomalib.data.utils.tiler import ImageUpscaleMode, Tiler, compute_new_image_size, upscale_image
-from anomalib.utils.path import generate_output_filename
 from anomalib.visualization import ImageVisualizer
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
@@ -27,6 +26,7 @@ from ganomaly_plugin.data.datamodule import LabelledImages
 from ganomaly_plugin.data.named_dataset import NamedDataset
 from ganomaly_plugin.image_file import decode, read_size, to_rgb
 from ganomaly_plugin.image_reader import read_image, read_mask
+from ganomaly_plugin.picture_files import PictureFiles
 
 BOX_COLUMNS = ["image", "x_min", "y_min", "x_max", "y_max"]
 
@@ -341,12 +341,12 @@ class FullImages(Callback):
         labels = [bool(item.gt_label) for item in items]
         if 0 < sum(labels) < len(labels):
             pl_module.log("full_image_AUROC", float(roc_auc_score(labels, [float(item.pred_score) for item in items])))
-        visualizer = ImageVisualizer()
+        visualizer, files = ImageVisualizer(), PictureFiles()
         folder = Path(self.output_dir or Path(trainer.default_root_dir) / "full_images")
         for item in items:
             picture = visualizer.visualize(item)
             assert isinstance(picture, Image.Image)  # noqa: S101  (one item makes one picture)
-            picture.save(generate_output_filename(item.image_path, folder).with_suffix(".png"))
+            picture.save(files.find(item.image_path, folder, suffix=".png"))
 
 
 def _patch_names(path: Path, count: int) -> list[str]:
