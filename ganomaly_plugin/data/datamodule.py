@@ -73,7 +73,11 @@ class OneVsRestDataModule(AnomalibDataModule):
             out from the training set), ``from_test`` (normal and anomalous images, removed from the test set),
             ``same_as_test``, ``synthetic`` (held out, and half of them damaged by anomalib's noise) or ``none``.
         val_split_ratio: Fraction of the images to take for validation, in (0, 1).
-        seed: Non-negative seed of the splits, and of the choice of images where their number is limited.
+        seed: Non-negative seed of the splits, and of the choice of images where their number is limited. ``None`` is 0,
+            since processes that train together must agree on the split.
+        test_split_mode: Accepted so that anomalib's configurations load: ``from_dir`` or ``None``. The test set follows
+            from ``one_vs_rest``.
+        test_split_ratio: Ignored, as anomalib does with ``from_dir``.
 
     Raises:
         ValueError: If an argument is out of its range; the message names the value and what is allowed.
@@ -83,7 +87,7 @@ class OneVsRestDataModule(AnomalibDataModule):
     synonyms: ClassVar[dict[str, str]] = {}
     """Other names of classes."""
     protocols: ClassVar[Sequence[Protocol]] = PROTOCOLS
-    seed: int  # anomalib allows None too, but processes that train together must agree on the split.
+    seed: int
 
     def __init__(
         self,
@@ -101,8 +105,18 @@ class OneVsRestDataModule(AnomalibDataModule):
         augmentations: Transform | None = None,
         val_split_mode: ValSplitMode | str = ValSplitMode.FROM_TRAIN,
         val_split_ratio: float = 0.1,
-        seed: int = 0,
+        seed: int | None = 0,
+        test_split_mode: TestSplitMode | str | None = None,
+        test_split_ratio: float | None = None,
     ) -> None:
+        del test_split_ratio
+        if test_split_mode not in (None, TestSplitMode.FROM_DIR.value):
+            msg = (
+                f"test_split_mode is {str(test_split_mode)!r}, but the test set follows from one_vs_rest: leave it "
+                "out, or limit the test set by max_test_images."
+            )
+            raise ValueError(msg)
+        seed = seed or 0
         if one_vs_rest not in self.protocols:
             msg = f"one_vs_rest is {one_vs_rest!r}, but must be one of {', '.join(self.protocols)}."
             raise ValueError(msg)

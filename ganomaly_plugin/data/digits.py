@@ -75,7 +75,8 @@ class Digits(OneVsRestDataModule):
             unfinished = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
             Image.fromarray(image).save(unfinished, format="PNG")
             unfinished.replace(path)
-        logger.info("Wrote %d of %d digits to %s.", len(missing), len(images), self.root)
+        if missing:
+            logger.info("Wrote %d of %d digits to %s.", len(missing), len(images), self.root)
 
     def load(self) -> LabelledImages:
         """Return all scans."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 from anomalib.data import ImageBatch, PredictDataset
 from anomalib.data.datasets.base.image import AnomalibDataset
+from anomalib.data.utils import TestSplitMode as SplitMode
 from anomalib.models.image.ganomaly import Ganomaly as AnomalibGanomaly
 from anomalib.pre_processing import PreProcessor
 from PIL import Image
@@ -70,6 +71,12 @@ class TestFiles:
         before = {path: path.stat().st_mtime_ns for path in root.rglob("*.png")}
         Digits(root, abnormal_class=3).prepare_data()
         assert {path: path.stat().st_mtime_ns for path in root.rglob("*.png")} == before
+
+    def test_what_is_written_is_said_once(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        with caplog.at_level("INFO"):
+            for _ in range(2):
+                set_up(tmp_path, 8).prepare_data()
+        assert [record.message.split(" to ")[0] for record in caplog.records] == ["Wrote 1797 of 1797 digits"]
 
     def test_interrupted_run_is_completed(self, tmp_path: Path) -> None:
         """Some files are missing and one was being written when the first run was stopped."""
@@ -270,3 +277,15 @@ class TestInAnomalib:
 
     def test_prediction_reads_the_files(self, root: Path) -> None:
         assert len(PredictDataset(root / "8")) == 174
+
+
+def test_keys_of_stock_configurations(root: Path) -> None:
+    """What anomalib's own configurations say of the split, and what only others can do."""
+    stock = {"test_split_mode": "from_dir", "test_split_ratio": 0.2, "seed": None}
+    first, second = set_up(root, 8, **stock), set_up(root, 8)
+    assert first.train_data.samples.image_path.equals(second.train_data.samples.image_path)
+    assert first.test_data.samples.image_path.equals(second.test_data.samples.image_path)
+    set_up(root, 8, test_split_mode=SplitMode.FROM_DIR)
+    for mode in ("synthetic", SplitMode.NONE):
+        with pytest.raises(ValueError, match="the test set follows from one_vs_rest: leave it out"):
+            Digits(root, test_split_mode=mode)

@@ -331,3 +331,20 @@ def test_length_of_a_training_from_the_environment(
         trainer = Trainer(default_root_dir=tmp_path, accelerator="cpu", callbacks=[StopAtOnce()], logger=False)
         trainer.fit(small_ganomaly(), datamodule=datamodule)
         assert trainer.max_epochs == expected
+
+
+@pytest.mark.slow
+def test_quantisation_refuses_as_anomalib_does(datamodule: Folder, caplog: pytest.LogCaptureFixture) -> None:
+    """Its messages for what is missing or out of range, and its warning of a large drop."""
+    pytest.importorskip("nncf")
+    for quantise in (export.quantise, export.quantise_with_accuracy_control):
+        with pytest.raises(ValueError, match="Datamodule must be provided for OpenVINO INT8_PTQ compression"):
+            quantise(None)
+    for drop in (-0.1, 1.1):
+        with pytest.raises(ValueError, match=f"max_drop must be between 0 and 1, got {drop}"):
+            export.quantise_with_accuracy_control(None, datamodule, max_drop=drop)
+    for drop, reported in ((0.1, False), (0.2, True)):
+        caplog.clear()
+        with pytest.raises(ValueError, match="Datamodule must be provided"):
+            export.quantise_with_accuracy_control(None, max_drop=drop)
+        assert (f"max_drop={drop} is a large value" in caplog.text) == reported

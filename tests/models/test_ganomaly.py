@@ -579,5 +579,5 @@ def test_quantisation_without_images_is_refused(trained_on_digits: tuple[GANomal
     """The message says what is missing."""
     from anomalib.deploy import CompressionType
 
-    with pytest.raises(ValueError, match="needs images to calibrate on: name the datamodule"):
+    with pytest.raises(ValueError, match="calibrate on its images: name one, on the command line with --data"):
         trained_on_digits[0].to_openvino(tmp_path, compression_type=CompressionType.INT8_PTQ)

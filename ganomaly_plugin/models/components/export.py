@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Metadata and quantisation of exported OpenVINO files."""
 
+import logging
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -15,8 +16,12 @@ from torchmetrics import Metric
 
 from ganomaly_plugin.models.components.metrics import AUROC
 
+logger = logging.getLogger(__name__)
+
 OPSET = 18
 """Oldest set of ONNX's operators that PyTorch's exporter writes."""
+LARGE_DROP = 0.1
+"""Drop of a metric by quantisation above which there is a warning, as in anomalib."""
 LARGEST_ONNX_FILE = 1_900_000_000
 """Bytes of weights in one ONNX file, whose format ends at 2 GiB. Larger models have a second file of weights."""
 
@@ -128,8 +133,10 @@ def quantise_with_accuracy_control(
 
     del task
     if not 0 <= max_drop <= 1:
-        msg = f"max_drop is {max_drop}, but must lie in [0, 1]."
+        msg = f"max_drop must be between 0 and 1, got {max_drop}."
         raise ValueError(msg)
+    if max_drop > LARGE_DROP:
+        logger.warning("max_drop=%g is a large value: common ones are 0.01 to 0.03.", max_drop)
     calibration = _calibration_images(model, datamodule)
     assert datamodule is not None  # noqa: S101  (or the calibration would have said so)
     datamodule.setup("test")
@@ -165,7 +172,11 @@ def _calibration_images(model: Any, datamodule: AnomalibDataModule | None) -> An
     import nncf
 
     if datamodule is None:
-        msg = "Quantisation needs images to calibrate on: name the datamodule, on the command line with --data."
+        # So begins anomalib's message, whichever the compression.
+        msg = (
+            "Datamodule must be provided for OpenVINO INT8_PTQ compression, and for INT8_ACQ, which calibrate on its "
+            "images: name one, on the command line with --data."
+        )
         raise ValueError(msg)
     datamodule.setup("fit")
     batch = model.input(0).partial_shape[0]
