@@ -16,11 +16,12 @@ import numpy as np
 import onnx
 import openvino
 import pytest
+import torch
 from anomalib.models import Padim, Patchcore
 from PIL import Image
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
-from ganomaly_plugin import Digits
+from ganomaly_plugin import Digits, GANomaly
 from ganomaly_plugin.edge import Detector, ImageTooLargeError, NotADetectorError
 from ganomaly_plugin.edge.exported_model import shared_core
 from ganomaly_plugin.edge.image_input import to_input
@@ -294,6 +295,21 @@ def test_detector_of_anomalib(tmp_path: Path, trained: Trained) -> None:
     assert prediction.anomaly_map is None
     assert prediction.mask is None
     assert np.isfinite(prediction.score)
+
+
+@pytest.mark.filterwarnings("ignore:.*was exported with its initial weights")
+def test_twelve_bits_in_sixteen(tmp_path: Path) -> None:
+    """The export knows its white level, for arrays and files alike."""
+    model = GANomaly(image_size=32, n_features=8, latent_vec_size=8, white_level=4095, visualizer=False).eval()
+    full_range = GANomaly(image_size=32, n_features=8, latent_vec_size=8, visualizer=False).eval()
+    full_range.load_state_dict(model.state_dict())
+    grey = np.random.default_rng(0).integers(0, 4096, (40, 40), dtype=np.uint16)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    with torch.no_grad():
+        expected = full_range(torch.from_numpy(grey / np.float32(4095)).expand(1, 3, -1, -1)).pred_score.item()
+    detector = Detector(model.to_openvino(tmp_path))
+    for source in (grey, tmp_path / "grey.png"):
+        assert detector.predict(source).score == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.slow
