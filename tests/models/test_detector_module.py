@@ -22,6 +22,7 @@ from torch import nn
 from ganomaly_plugin import GANomaly
 from ganomaly_plugin.models.components import export
 from ganomaly_plugin.models.components.detector_module import DetectorModule
+from ganomaly_plugin.models.components.post_processor import OneClassPostProcessor
 from ganomaly_plugin.models.components.space import Space
 from tests.engine import build_engine
 
@@ -348,3 +349,20 @@ def test_quantisation_refuses_as_anomalib_does(datamodule: Folder, caplog: pytes
         with pytest.raises(ValueError, match="Datamodule must be provided"):
             export.quantise_with_accuracy_control(None, max_drop=drop)
         assert (f"max_drop={drop} is a large value" in caplog.text) == reported
+
+
+@pytest.mark.parametrize("matches", [True, False])
+def test_threshold_of_maps_without_masks(tmp_path: Path, datamodule: Folder, matches: bool) -> None:
+    """That of the scores if it is asked for, otherwise the quantile; also after a checkpoint, and of 0.1.0's."""
+    post_processor = OneClassPostProcessor(enable_threshold_matching=True) if matches else True
+    model = GANomaly(image_size=32, n_features=4, latent_vec_size=8, visualizer=False, post_processor=post_processor)
+    engine = build_engine(tmp_path)
+    engine.fit(model, datamodule=datamodule)
+    reloaded = GANomaly.load_from_checkpoint(engine.best_model_path)
+    for processor in (model.post_processor, reloaded.post_processor):
+        assert processor.enable_threshold_matching == matches
+        assert processor.pixel_threshold.isfinite()
+        assert (processor.pixel_threshold == processor.image_threshold) == matches
+    old = OneClassPostProcessor()
+    old.load_checkpoint_config({"enable_threshold_matching": True, "normal_quantile": 0.9})
+    assert (old.enable_threshold_matching, old.normal_quantile) == (False, 0.9)

@@ -70,6 +70,8 @@ class OneClassPostProcessor(PostProcessor):
     Args:
         normal_quantile: Fraction of the normal validation images to call normal where none is anomalous, in (0, 1].
         normal_pixel_quantile: The same for their pixels.
+        enable_threshold_matching: Whether the map takes the threshold of the scores where there are no masks, as
+            anomalib's does. Its values are of another kind than most scores, so by default it has its quantile.
         **kwargs: Arguments of anomalib's ``PostProcessor``, sensitivities among them: with sensitivity ``q`` an image
             is anomalous if its user-facing score exceeds ``1 - q``.
 
@@ -77,8 +79,14 @@ class OneClassPostProcessor(PostProcessor):
         ValueError: If a quantile is outside (0, 1].
     """
 
-    def __init__(self, normal_quantile: float = 0.95, normal_pixel_quantile: float = 0.995, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        normal_quantile: float = 0.95,
+        normal_pixel_quantile: float = 0.995,
+        enable_threshold_matching: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(enable_threshold_matching=enable_threshold_matching, **kwargs)
         for name, value in (("normal_quantile", normal_quantile), ("normal_pixel_quantile", normal_pixel_quantile)):
             if not 0 < value <= 1:
                 msg = f"{name} is {value}; it is a fraction of the normal validation scores, so choose one in (0, 1]."
@@ -98,7 +106,18 @@ class OneClassPostProcessor(PostProcessor):
 
     @property
     def _checkpoint_config_keys(self) -> tuple[str, ...]:
-        return (*super()._checkpoint_config_keys, "normal_quantile", "normal_pixel_quantile")
+        # Version 0.1.0 kept enable_threshold_matching=True, whatever was asked for, and took the quantile.
+        stock = (key for key in super()._checkpoint_config_keys if key != "enable_threshold_matching")
+        return (*stock, "matches_thresholds", "normal_quantile", "normal_pixel_quantile")
+
+    @property
+    def matches_thresholds(self) -> bool:
+        """``enable_threshold_matching``, as checkpoints keep it."""
+        return self.enable_threshold_matching
+
+    @matches_thresholds.setter
+    def matches_thresholds(self, value: bool) -> None:
+        self.enable_threshold_matching = value
 
     def load_checkpoint_config(self, config: dict[str, Any]) -> None:
         """Restore the configuration of a checkpoint."""
@@ -120,7 +139,9 @@ class OneClassPostProcessor(PostProcessor):
         # Normal images without masks still say how high the map is where nothing is anomalous.
         image: Any = outputs.image
         maps, labels = outputs.anomaly_map, outputs.gt_label
-        if not self.enable_thresholding or outputs.gt_mask is not None or maps is None or labels is None:
+        if not self.enable_thresholding or self.enable_threshold_matching:
+            return
+        if outputs.gt_mask is not None or maps is None or labels is None:
             return
         normal = ~labels  # Perhaps none, but processes that train together compute the metric together.
         masks = torch.zeros_like(maps[normal], dtype=torch.bool)
