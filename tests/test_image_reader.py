@@ -448,9 +448,13 @@ class TestOnlyWithOurs:
         [
             "from ganomaly_plugin import GANomaly; GANomaly(n_features=2, latent_vec_size=2)",
             "from ganomaly_plugin import Digits; Digits()",
+            "from ganomaly_plugin.compare.grid import Run; from ganomaly_plugin.compare.run import build_datamodule;"
+            "folder = {'class_path': 'anomalib.data.Folder', 'init_args': {'name': 'parts', 'normal_dir': 'good'}};"
+            "build_datamodule(Run('Padim', 'parts', 'all', 0, {}, folder, {}))",
         ],
+        ids=["model", "datamodule", "comparison"],
     )
-    def test_models_and_datamodules_read_better(self, parts: Path, without_us: str, code: str) -> None:
+    def test_models_datamodules_and_comparisons_read_better(self, parts: Path, without_us: str, code: str) -> None:
         before, after = self.run(parts, code)
         assert before == without_us != after
 
