@@ -37,6 +37,7 @@ PRIVATE = {
 """Private names, each with the reason."""
 
 PATCHED = {
+    "anomalib.cli.cli.configure_logger": "it gives the root logger two handlers, which print each message twice",
     "anomalib.cli.pipelines.PIPELINE_REGISTRY": "gets the pipelines of the entry points",
     "anomalib.data.AnomalibDataset.__getitem__": "a mask is turned with its image, whose path its reader is not told",
     "anomalib.data.AnomalibDataset.__reduce_ex__": "processes that are not forked read as this one does",
@@ -45,6 +46,9 @@ PATCHED = {
     "anomalib.data.utils.image.read_mask": "the same for masks",
     "anomalib.models.ALLOWED_MODULES": "gets the modules of the entry points",
     "anomalib.models.list_models": "lists indirect subclasses as well, and no abstract class",
+    "anomalib.pipelines.tiled_ensemble.components.utils.helper_functions.get_ensemble_model": (
+        "builds the models of this package for tiles, which it cannot itself"
+    ),
     "anomalib.visualization.image.item_visualizer.visualize_image_item": "shows images as they were read",
 }
 """Public names that are replaced or extended at run time, each with the reason. So are those of :data:`PRIVATE` that

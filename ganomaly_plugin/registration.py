@@ -15,17 +15,33 @@ from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any
 
+from ganomaly_plugin import console, tiled_ensemble
+
+
+def prepare(module: ModuleType) -> None:
+    """Keep the command from printing what its users cannot act on, before the first of its modules is executed."""
+    if module.__name__ == "anomalib.cli":
+        console.ignore_warnings()
+
 
 def register(module: ModuleType) -> None:
     """Register what the entry points name with the module of anomalib for its kind.
 
     Args:
-        module: ``anomalib.models``, ``anomalib.data`` or ``anomalib.cli.pipelines``.
+        module: ``anomalib.models``, ``anomalib.data``, ``anomalib.cli`` or one of its modules, or the helper functions
+            of the tiled ensemble.
     """
+    if module.__name__ == "anomalib.cli.cli":
+        console.print_once(module)
+    if module.__name__.startswith("anomalib.pipelines.tiled_ensemble"):
+        tiled_ensemble.install(module)
+        return
     if module.__name__ == "anomalib.cli.pipelines":
         for entry, pipeline in _loaded("anomalib.pipelines"):
             if module.PIPELINE_REGISTRY is not None:
                 module.PIPELINE_REGISTRY.setdefault(entry.name, pipeline)
+        return
+    if module.__name__.startswith("anomalib.cli"):
         return
     for entry, loaded in _loaded(module.__name__):
         for name in (entry.name, loaded.__name__):

@@ -15,8 +15,15 @@ from types import ModuleType
 
 DISABLE = "GANOMALY_PLUGIN_DISABLE"
 
-MODULES = ("anomalib.cli.pipelines", "anomalib.data", "anomalib.models")
-"""Modules of anomalib that have something to register with."""
+MODULES = (
+    "anomalib.cli",
+    "anomalib.cli.cli",
+    "anomalib.cli.pipelines",
+    "anomalib.data",
+    "anomalib.models",
+    "anomalib.pipelines.tiled_ensemble.components.utils.helper_functions",
+)
+"""Modules of anomalib that something is prepared for, or registered with."""
 
 
 class Finder(MetaPathFinder):
@@ -45,19 +52,25 @@ def install() -> None:
 
 
 def _then_register(execute: Callable[[ModuleType], None]) -> Callable[[ModuleType], None]:
-    """Extend the execution of a module by the registration of what the plugin has for it."""
+    """Extend the execution of a module by its preparation, and by the registration of what the plugin has for it."""
 
     def execute_and_register(module: ModuleType) -> None:
+        _call("prepare", module)
         execute(module)
-        try:
-            from ganomaly_plugin import registration
-
-            registration.register(module)
-        except Exception as error:  # Nothing that is wrong here may keep anomalib from starting.
-            warnings.warn(
-                f"ganomaly-plugin could not register with {module.__name__}: {error!r}. anomalib works without it; "
-                f"reinstall ganomaly-plugin to repair it, or set {DISABLE}=1 to silence this.",
-                stacklevel=2,
-            )
+        _call("register", module)
 
     return execute_and_register
+
+
+def _call(step: str, module: ModuleType) -> None:
+    """Call a function of the registration. Nothing that is wrong there may keep anomalib from starting."""
+    try:
+        from ganomaly_plugin import registration
+
+        getattr(registration, step)(module)
+    except Exception as error:
+        warnings.warn(
+            f"ganomaly-plugin could not {step} {module.__name__}: {error!r}. anomalib works without it; "
+            f"reinstall ganomaly-plugin to repair it, or set {DISABLE}=1 to silence this.",
+            stacklevel=3,
+        )
