@@ -57,7 +57,7 @@ class ClassFolder(OneVsRestDataModule):
             FileNotFoundError: If a folder holds no image.
         """
         paths, labels, is_train = self.find_files()
-        return LabelledImages([str(path) for path in paths], labels, is_train, _decode_small(paths))
+        return LabelledImages([str(path) for path in paths], labels, is_train, decode_small(paths))
 
     def find_files(self) -> tuple[list[Path], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """Return the images' paths, classes, and whether they are for training.
@@ -84,7 +84,7 @@ def _visible(folder: Path) -> Iterator[Path]:
     return (path for path in folder.glob("*") if not path.name.startswith("."))
 
 
-def _decode_small(paths: list[Path]) -> npt.NDArray[np.uint8] | None:
+def decode_small(paths: list[Path]) -> npt.NDArray[np.uint8] | None:
     """Return the images as ``(N, H, W, 3)`` if they are small, of one size and of 8 bits, otherwise ``None``."""
     height, width = read_size(paths[0])
     if height * width > SMALL:

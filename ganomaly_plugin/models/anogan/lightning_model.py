@@ -32,6 +32,7 @@ class AnoGAN(DetectorModule):
     """
 
     model: AnoGANModel
+    can_be_exported = False
 
     def __init__(
         self, *, lr: float = 0.0002, beta1: float = 0.5, steps: int = 500, weight: float = 0.1, **kwargs: Any

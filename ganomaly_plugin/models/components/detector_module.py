@@ -34,6 +34,7 @@ from ganomaly_plugin.models.components.joint_training import JointTraining, loss
 from ganomaly_plugin.models.components.metrics import AUROC, AveragePrecision
 from ganomaly_plugin.models.components.post_processor import OneClassPostProcessor
 from ganomaly_plugin.models.components.pre_processor import WHITE_LEVEL, AntialiasedPreProcessor
+from ganomaly_plugin.models.components.result_summary import ResultSummary
 from ganomaly_plugin.models.components.space import Pixels, Space
 from ganomaly_plugin.models.components.training_config import SaveTrainingConfig
 from ganomaly_plugin.models.components.value_range import ValueRange
@@ -89,6 +90,8 @@ class DetectorModule(AnomalibModule):
     """Prefixes of weights' names in checkpoints of version 0.1.0, and today's."""
     default_epochs: ClassVar[int] = 15
     """Epochs of a training whose length the user does not limit."""
+    can_be_exported: ClassVar[bool] = True
+    """Whether :meth:`to_onnx` has a graph to write."""
     training_callbacks: ClassVar[tuple[type[Callback], ...]] = ()
     """Callbacks that the training needs besides anomalib's."""
 
@@ -153,6 +156,15 @@ class DetectorModule(AnomalibModule):
         Raises:
             ValueError: If the pre-processor makes images of another size than the space's.
         """
+        self.check_input_size(space)
+        return self._pyramid(space.size, space.channels, bound=space.bound, **kwargs)
+
+    def check_input_size(self, space: Space) -> None:
+        """Refuse a pre-processor that makes images of another size than the space's.
+
+        Raises:
+            ValueError: If it does.
+        """
         made = self.input_size  # Each look at it transforms an image.
         if made is not None and tuple(made) != space.image_size:
             msg = (
@@ -160,17 +172,17 @@ class DetectorModule(AnomalibModule):
                 "both the same size."
             )
             raise ValueError(msg)
-        return self._pyramid(space.size, space.channels, bound=space.bound, **kwargs)
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Return anomalib's callbacks and the model's own, one of them in the place of the command line's."""
         stock: Any = super().configure_callbacks()
         present: list[Callback] = self.trainer.callbacks
         saving = [SaveTrainingConfig(callback) for callback in present if isinstance(callback, SaveConfigCallback)]
+        summaries = [ResultSummary(self.can_be_exported) for _ in saving]  # Of the command line alone.
         own: list[Callback] = [callback() for callback in self.training_callbacks]
         if isinstance(self.model.space, Pixels):
             own.append(ValueRange(self.hparams["white_level"]))
-        return [*stock, *saving, *own]
+        return [*stock, *saving, *summaries, *own]
 
     def losses(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the scalar losses of a step by name, for pre-processed images ``(B, 3, H, W)``."""

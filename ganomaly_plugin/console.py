@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What anomalib's command prints: each message once, and no warning that only another package's author can act on."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from functools import wraps
+from types import ModuleType
+
+WARNINGS: tuple[tuple[type[Warning], str, str], ...] = (
+    # Category, where it comes from, and how it starts. All of anomalib's and Lightning's own code.
+    (FutureWarning, r"timm\.models\.layers", "Importing from timm.models.layers is deprecated"),
+    (FutureWarning, r"anomalib\.models\.image\.dinomaly", "The anomalib.models.components.dinov2 package"),
+    (FutureWarning, r"lightning\.pytorch\.utilities\._pytree", "`isinstance"),
+    (UserWarning, r"torchmetrics\.utilities\.prints", "The ``compute`` method of metric"),
+)
+"""Warnings that users of the command cannot act on. Without masks, for one, pixel metrics have nothing to compute."""
+
+MESSAGES = ("The following callbacks returned in `LightningModule.configure_callbacks`", "💡 Tip: ")
+"""Starts of messages of Lightning that say nothing of a user's training."""
+
+
+def ignore_warnings() -> None:
+    """Ignore these warnings, unless the interpreter was told what to do with warnings (``python -W``)."""
+    if sys.warnoptions:
+        return
+    for category, module, start in WARNINGS:
+        warnings.filterwarnings("ignore", start, category, module)
+
+
+def print_once(command: ModuleType) -> None:
+    """Let the command's logging have one handler, and leave those messages out.
+
+    Args:
+        command: ``anomalib.cli.cli``, which gives the root logger a plain one and a coloured one.
+    """
+    stock: Callable[..., None] = command.configure_logger
+
+    @wraps(stock)
+    def configure_logger(level: int | str = logging.INFO) -> None:
+        from lightning.pytorch.utilities.rank_zero import rank_zero_module
+
+        stock(level)
+        rank_zero_module.log.addFilter(lambda record: not record.getMessage().startswith(MESSAGES))
+        root = logging.getLogger()
+        for handler in root.handlers[:-1]:
+            if type(handler) is logging.StreamHandler:
+                root.removeHandler(handler)
+
+    command.configure_logger = configure_logger  # type: ignore[attr-defined]
