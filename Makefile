@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RESULTS := results/GANomaly/Digits/abnormal-8/latest
 CHECKPOINT := $(RESULTS)/weights/lightning/model.ckpt
 
-.PHONY: quickstart test-fast test lint clean
+.PHONY: quickstart docs test-fast test lint clean
 
 quickstart: $(VENV)/openvino  ## Train, predict, export and test on real digits, then say where everything lies.
 	$(BIN)/anomalib train --config configs/quickstart.yaml
@@ -22,6 +22,9 @@ quickstart: $(VENV)/openvino  ## Train, predict, export and test on real digits,
 	@echo "config        $(RESULTS)/config.yaml"
 	@echo "More pictures, without PyTorch: $(BIN)/ganomaly-edge predict $(RESULTS)/weights/openvino/model.xml PICTURES"
 
+docs: $(VENV)/docs  ## Show the documentation in a browser, and follow its changes.
+	$(BIN)/mkdocs serve --strict --open
+
 test-fast: $(VENV)/fast  ## Run the quick tests, without real data, NNCF, Ray, a browser or a network.
 	$(BIN)/python -m pytest --numprocesses auto -m "not (slow or data or network)"
 
@@ -36,7 +39,7 @@ lint: $(VENV)/dev  ## Check style and types.
 clean:  ## Remove the virtual environment and the results.
 	rm -rf $(VENV) results
 
-$(VENV)/openvino $(VENV)/fast $(VENV)/test $(VENV)/dev: $(VENV)/%: pyproject.toml
+$(VENV)/openvino $(VENV)/docs $(VENV)/fast $(VENV)/test $(VENV)/dev: $(VENV)/%: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --editable '.[$*]'
 	touch $@
