@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ganomaly_plugin.edge.image_list import IMAGE_SUFFIXES
+from ganomaly_plugin.edge.image_list import IMAGE_SUFFIXES, is_hidden
 from ganomaly_plugin.edge.results import written_name
 
 POLL = 0.05
@@ -30,6 +30,8 @@ class _State(NamedTuple):
 
 class FolderFollower:
     """Yields the images of a folder and of the folders in it as they are written, in the order of their completion.
+
+    Hidden files and folders are left out; a file that is renamed to a name without a dot counts as new.
 
     A file is complete when its size and time of change have not changed for a while. Whoever cannot read it gives it
     back with :meth:`try_again`.
@@ -118,7 +120,7 @@ class FolderFollower:
                 changed, inner = self._listed.get(folder, (-1, []))
                 # Clocks of file systems are coarse: what has just changed may change again at the same time.
                 if changed != status.st_mtime_ns or time.time_ns() - changed < COARSEST_CLOCK:
-                    entries = sorted(folder.iterdir())
+                    entries = sorted(entry for entry in folder.iterdir() if not is_hidden(entry.name))
                     inner = [
                         entry for entry in entries if entry.suffix.lower() not in IMAGE_SUFFIXES and entry.is_dir()
                     ]

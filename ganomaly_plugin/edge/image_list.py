@@ -89,7 +89,7 @@ def _expand(path: str) -> Iterable[Path]:
 
 
 def _list(folder: Path) -> list[Path]:
-    """Return the images below a folder, those in linked folders too, each folder's once."""
+    """Return the images below a folder, those in linked folders too, each folder's once, without hidden ones."""
     found: list[Path] = []
     seen: set[tuple[int, int]] = set()
     for root, folders, files in os.walk(folder, followlinks=True):
@@ -98,8 +98,14 @@ def _list(folder: Path) -> list[Path]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        found += (Path(root, file) for file in files if Path(file).suffix.lower() in SUFFIXES)
+        folders[:] = (inner for inner in folders if not is_hidden(inner))
+        found += (Path(root, file) for file in files if Path(file).suffix.lower() in SUFFIXES and not is_hidden(file))
     return sorted(found)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether programs keep a file or folder of this name for themselves (``._x.png``, ``.ipynb_checkpoints``)."""
+    return name.startswith(".")
 
 
 def read_frames(paths: Iterable[Path]) -> Iterator[Frame]:

@@ -261,6 +261,27 @@ def test_linked_folders(tmp_path: Path, trained: Trained, images: Path, capsys: 
     assert capsys.readouterr().err.startswith("12 images: ")
 
 
+def test_hidden_files_are_no_images(
+    tmp_path: Path, trained: Trained, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In folders, also where a glob finds the folder; whoever names them means them."""
+    hidden = images / ".ipynb_checkpoints"
+    hidden.mkdir()
+    first = min(images.glob("*.png"))
+    for copy in (hidden / "0.png", hidden / "1.png", images / ".x.png"):
+        copy.write_bytes(first.read_bytes())
+    (images / "._0.png").write_bytes(b"resource fork")
+    for path, count in (
+        (images, 12),
+        (tmp_path / "*", 12),
+        (images / "*.png", 12),
+        (hidden, 2),
+        (images / ".x.png", 1),
+    ):
+        assert main(["predict", str(trained.xml), str(path), "--threshold", "1"]) == 0
+        assert len(capsys.readouterr().out.splitlines()) == 1 + count
+
+
 def test_video_that_cannot_be_read(tmp_path: Path, trained: Trained, images: Path) -> None:
     """It is an error in its place."""
     (images / "1-broken.avi").write_bytes(b"no video")

@@ -80,7 +80,12 @@ def test_files_of_all_kinds_of_writers(trained: Trained, tmp_path: Path, start: 
     (tmp_path / "camera").mkdir()
     (tmp_path / "camera" / "old.png").write_bytes(whole)
     line = start()
-    (line.folder / "a.png").write_bytes(whole)
+    (line.folder / ".a.png").write_bytes(whole)  # Some writers rename such files when they are complete.
+    (line.folder / "._b.png").write_bytes(b"resource fork")
+    (line.folder / ".ipynb_checkpoints").mkdir()
+    (line.folder / ".ipynb_checkpoints" / "c.png").write_bytes(whole)
+    time.sleep(0.5)
+    (line.folder / ".a.png").rename(line.folder / "a.png")
     wait_until(lambda: line.names() == ["a.png"])
     with (line.folder / "slow.png").open("wb") as file:
         for byte in (whole[:20], whole[20:60], whole[60:]):
