@@ -6,27 +6,25 @@ BIN := $(VENV)/bin
 RESULTS := results/GANomaly/Digits/abnormal-8/latest
 CHECKPOINT := $(RESULTS)/weights/lightning/model.ckpt
 
-.PHONY: quickstart docs test-fast test lint clean
+.PHONY: quickstart docs test-fast test-oldest test lint clean
 
-quickstart: $(VENV)/openvino  ## Train, predict, export and test on real digits, then say where everything lies.
+quickstart: $(VENV)/openvino  ## Train, predict, export and test on real digits, and sum up.
 	$(BIN)/anomalib train --config configs/quickstart.yaml
 	$(BIN)/anomalib predict --config configs/quickstart.yaml --data datasets/Digits/8 --ckpt_path $(CHECKPOINT)
 	$(BIN)/anomalib export --config configs/quickstart.yaml --ckpt_path $(CHECKPOINT) --export_type openvino \
 		--export_root $(RESULTS)
 	$(BIN)/anomalib test --config configs/quickstart.yaml --model.visualizer false --ckpt_path $(CHECKPOINT)
-	@echo
-	@echo "The table above holds the image AUROC of the model as it was saved."
-	@echo "pictures      $(RESULTS)/images"
-	@echo "checkpoint    $(CHECKPOINT)"
-	@echo "for OpenVINO  $(RESULTS)/weights/openvino/model.xml"
-	@echo "config        $(RESULTS)/config.yaml"
-	@echo "More pictures, without PyTorch: $(BIN)/ganomaly-edge predict $(RESULTS)/weights/openvino/model.xml PICTURES"
 
 docs: $(VENV)/docs  ## Show the documentation in a browser, and follow its changes.
 	$(BIN)/mkdocs serve --strict --open
 
 test-fast: $(VENV)/fast  ## Run the quick tests, without real data, NNCF, Ray, a browser or a network.
 	$(BIN)/python -m pytest --numprocesses auto -m "not (slow or data or network)"
+
+test-oldest:  ## Run the quick tests with the oldest dependencies that pyproject.toml allows.
+	mkdir -p $(VENV)-oldest
+	.ci/oldest > $(VENV)-oldest/oldest.txt
+	PIP_CONSTRAINT=$(abspath $(VENV)-oldest/oldest.txt) $(MAKE) test-fast VENV=$(VENV)-oldest
 
 test: $(VENV)/test  ## Run all tests.
 	$(BIN)/python -m pytest --numprocesses auto
@@ -36,8 +34,8 @@ lint: $(VENV)/dev  ## Check style and types.
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-clean:  ## Remove the virtual environment and the results.
-	rm -rf $(VENV) results
+clean:  ## Remove the virtual environments and the results.
+	rm -rf $(VENV) $(VENV)-oldest results
 
 $(VENV)/openvino $(VENV)/docs $(VENV)/fast $(VENV)/test $(VENV)/dev: $(VENV)/%: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

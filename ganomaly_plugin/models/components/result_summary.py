@@ -3,8 +3,10 @@
 
 import os
 import shlex
+import sys
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import torch
@@ -65,8 +67,8 @@ class ResultSummary(Callback):
             lines["rejected"] = f"{rejected} of {passed + rejected} normal test images"
             if missed + found:
                 lines["found"] = f"{found} of {missed + found} anomalous test images"
-        pictures = getattr(pl_module.visualizer, "output_dir", None)
-        if pictures is not None:
+        pictures = getattr(pl_module.visualizer, "output_dir", None) or Path(trainer.default_root_dir) / "images"
+        if Path(pictures).is_dir():  # Perhaps those of the training, where this test draws none.
             lines["pictures"] = _relative(pictures)
         checkpoint = trainer.ckpt_path or getattr(trainer.checkpoint_callback, "best_model_path", "")
         if checkpoint:
@@ -78,11 +80,17 @@ class ResultSummary(Callback):
         """Return the command that scores new pictures, or that makes the file which a device needs for it."""
         exported = results / "weights" / "openvino" / "model.xml"
         if exported.exists() and exported.stat().st_mtime >= checkpoint.stat().st_mtime:
-            return ["ganomaly-edge", "predict", _relative(exported), "PICTURES"]
+            return [_program("ganomaly-edge"), "predict", _relative(exported), "PICTURES"]
+        anomalib = _program("anomalib")
         model = ["--config", _relative(results / "config.yaml"), "--ckpt_path", _relative(checkpoint)]
         if self.can_be_exported and find_spec("openvino"):
-            return ["anomalib", "export", *model, "--export_type", "openvino", "--export_root", _relative(results)]
-        return ["anomalib", "predict", *model, "--data", "PICTURES"]
+            return [anomalib, "export", *model, "--export_type", "openvino", "--export_root", _relative(results)]
+        return [anomalib, "predict", *model, "--data", "PICTURES"]
+
+
+def _program(name: str) -> str:
+    """Return how to start a command of this environment, also where it is not activated."""
+    return name if which(name) else _relative(Path(sys.executable).with_name(name))
 
 
 def _relative(path: str | Path) -> str:
