@@ -83,7 +83,7 @@ class DetectorModule(AnomalibModule):
 
     model: DetectorModel
     architecture: ClassVar[tuple[str, ...]] = (
-        *("image_size", "input_channels", "n_features", "latent_vec_size", "max_features", "white_level"),
+        *("image_size", "input_channels", "n_features", "latent_vec_size", "max_features", "map_sigma", "white_level"),
     )
     """Hyper-parameters that a checkpoint and the model it is loaded into must share."""
     renamed_weights: ClassVar[dict[str, str]] = {"model.smooth.": "model.space.smooth."}
@@ -226,8 +226,19 @@ class DetectorModule(AnomalibModule):
         raise ValueError(msg)
 
     def setup(self, stage: str) -> None:
-        """Note whether the trainer clips gradients, which the optimiser depends on."""
+        """Note whether the trainer clips gradients, which the optimiser depends on.
+
+        Raises:
+            ValueError: If the trainer would convert the weights to another type than that of the images.
+        """
         super().setup(stage)
+        precision = str(self.trainer.precision)
+        if precision.endswith("-true") and precision != "32-true":
+            msg = (
+                f"trainer.precision is {precision}, which converts the weights but not anomalib's images: choose "
+                "32-true, bf16-mixed or 16-mixed, whose weights stay in 32 bits."
+            )
+            raise ValueError(msg)
         self.clips_gradients = bool(self.trainer.gradient_clip_val)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -306,6 +317,8 @@ class DetectorModule(AnomalibModule):
         super().on_save_checkpoint(checkpoint)
         checkpoint["trained"] = self.trained  # The tuner of a learning rate goes back to initial weights.
         checkpoint["trained_on"] = self.trained_on
+        # Arguments of load_from_checkpoint take the place of hyper-parameters before anything can compare them.
+        checkpoint["architecture"] = {name: self.hparams[name] for name in self.architecture}
         checkpoint["torch_rng_state"] = torch.get_rng_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -314,7 +327,7 @@ class DetectorModule(AnomalibModule):
         Raises:
             ValueError: If the checkpoint does not fit; the message says what it holds and what was expected.
         """
-        saved = checkpoint["hyper_parameters"]
+        saved = checkpoint["hyper_parameters"] | checkpoint.get("architecture", {})
         foreign = "anomalib's own Ganomaly" if "model.discriminator" in str(checkpoint["state_dict"].keys()) else "it"
         checkpoint["state_dict"] = self._rename_weights(checkpoint["state_dict"])
         differing = [

@@ -2,17 +2,16 @@
 """GANomaly as an anomalib model: its objective, and the statistics of its whitened score."""
 
 import logging
-from itertools import islice
 from typing import Any, ClassVar
 
 import torch
-from anomalib.pre_processing import PreProcessor
 from lightning.pytorch.trainer.states import TrainerFn
 
 from ganomaly_plugin.models.components.checks import check_at_least
 from ganomaly_plugin.models.components.detector_module import DetectorModule
 from ganomaly_plugin.models.components.joint_training import ReinitialiseCollapsed, weighted_sum
 from ganomaly_plugin.models.components.scores import whitening_matrix
+from ganomaly_plugin.models.components.training_pass import training_batches
 
 from .torch_model import AdversarialLoss, GANomalyModel, Score
 
@@ -118,15 +117,8 @@ class GANomaly(DetectorModule):
             return
         was_training = self.model.training
         self.model.eval()
-        differences = []
-        # Shuffling here must not change the random numbers that the training sees next.
-        with torch.random.fork_rng(), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            loader: Any = self.trainer.train_dataloader
-            for batch in islice(loader, int(self.trainer.num_training_batches)):
-                batch = self.trainer.strategy.batch_to_device(batch)
-                if isinstance(self.pre_processor, PreProcessor):
-                    self.pre_processor.on_train_batch_start(self.trainer, self, batch, 0)
-                differences.append(self.model.latent_difference(batch.image))
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            differences = [self.model.latent_difference(images) for _, images in training_batches(self)]
         self.model.train(was_training)
         gathered: Any = self.all_gather(torch.cat(differences))
         gathered = gathered.flatten(end_dim=-2)

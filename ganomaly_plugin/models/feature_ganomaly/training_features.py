@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The features that a generator learns from: each whitened by statistics that have not seen its image."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+
+import torch
+
+from ganomaly_plugin.models.components.feature_space import BackboneFeatures
+
+FOLDS = 5
+"""Parts of the training images; the statistics for one are measured on the others."""
+
+
+class TrainingFeatures:
+    """Cross-fitted features of the training images.
+
+    Statistics fit the images that they were measured on too well: whitened by them, these vary less than new images,
+    the more so, the fewer there are. A generator that learns from them finds new normal images anomalous. Here the
+    training images are whitened as new ones would be.
+
+    Making one measures the statistics of the space on all images. They do not depend on the order of the images.
+
+    Args:
+        space: The space, whose statistics are set.
+        names: Name of each image, all different.
+        levels: Features ``(N, C, h, w)`` of the images, fine to coarse.
+        keep: Whether to keep the features of all images, ``N * (sum of C * h * w) * 2`` bytes of 16-bit numbers, for
+            images that never change.
+    """
+
+    def __init__(
+        self, space: BackboneFeatures, names: Sequence[str], levels: Sequence[torch.Tensor], keep: bool
+    ) -> None:
+        self.space = space
+        order = sorted(range(len(names)), key=lambda index: names[index])
+        self.index = {names[place]: index for index, place in enumerate(order)}
+        levels = [level[order] for level in levels]
+        folds = torch.arange(len(names), device=levels[0].device) % FOLDS
+        space.statistics.fit(levels)
+        self._held_out = []
+        parts = [torch.empty_like(level, dtype=torch.float16) for level in levels]
+        squares = torch.zeros(len(levels), device=levels[0].device)
+        for fold in range(min(FOLDS, len(names))):
+            statistics = deepcopy(space.statistics)
+            if len(names) > 1:
+                statistics.fit([level[folds != fold] for level in levels])
+            whitened = statistics([level[folds == fold] for level in levels])
+            for index, (part, values) in enumerate(zip(parts, whitened, strict=True)):
+                part[folds == fold] = values.half()
+                squares[index] += values.square().sum()
+            self._held_out.append(statistics)
+        unit = (squares / torch.tensor([level.numel() for level in levels], device=squares.device)).sqrt()
+        for statistics in [space.statistics, *self._held_out]:
+            statistics.unit.copy_(unit)
+        self._parts = [part / each.half() for part, each in zip(parts, unit, strict=True)] if keep else None
+
+    def target(self, names: Sequence[str], images: torch.Tensor) -> torch.Tensor:
+        """Return the targets ``(B, C, h, w)`` of training images.
+
+        Args:
+            names: Their names.
+            images: Pre-processed images ``(B, 3, H, W)``, used where features are not kept.
+        """
+        chosen = [self.index[name] for name in names]
+        if self._parts is not None:
+            return self.space.join([part[chosen].float() for part in self._parts])
+        levels = self.space.features(images)
+        whitened = [
+            self._held_out[index % FOLDS]([level[[place]] for level in levels]) for place, index in enumerate(chosen)
+        ]
+        return self.space.join([torch.cat(parts) for parts in zip(*whitened, strict=True)])
