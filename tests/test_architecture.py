@@ -129,7 +129,8 @@ def part_of(module: str) -> str:
 
 def roots(imports: Iterable[Import]) -> set[str]:
     """Return the top-level packages of imports, without the standard library."""
-    return {imported.name.split(".")[0] for imported in imports} - sys.stdlib_module_names
+    standard = sys.stdlib_module_names | {"tomllib"}  # Since Python 3.11.
+    return {imported.name.split(".")[0] for imported in imports} - standard
 
 
 @pytest.fixture(scope="module")

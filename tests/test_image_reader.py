@@ -119,7 +119,11 @@ class TestDeepGrey:
 
     @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
     def test_sixteen_bits_keep_their_precision(self, tmp_path: Path, suffix: str) -> None:
-        path = save(tmp_path / f"image.{suffix}", deep_ramp())
+        path = tmp_path / f"image.{suffix}"
+        if suffix == "pgm":  # Older releases of Pillow do not write it.
+            path.write_bytes(b"P5 5 1 65535\n" + np.asarray(deep_ramp()).astype(">u2").tobytes())
+        else:
+            save(path, deep_ramp())
         array, tensor = read_image(path), read_image(path, as_tensor=True)
         assert array.shape == (1, 5, 3)
         assert array.dtype == np.float64
