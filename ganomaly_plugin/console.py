@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from types import ModuleType
 
 WARNINGS: tuple[tuple[type[Warning], str, str], ...] = (
@@ -19,6 +20,12 @@ WARNINGS: tuple[tuple[type[Warning], str, str], ...] = (
 
 MESSAGES = ("The following callbacks returned in `LightningModule.configure_callbacks`", "💡 Tip: ")
 """Starts of messages of Lightning that say nothing of a user's training."""
+
+
+def announce() -> None:
+    """Say in a terminal what the command is at, since anomalib takes ten seconds to load."""
+    if sys.stderr.isatty() and Path(sys.argv[0]).name == "anomalib":
+        sys.stderr.write("Loading anomalib ...\n")
 
 
 def ignore_warnings() -> None:

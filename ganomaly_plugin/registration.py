@@ -19,8 +19,9 @@ from ganomaly_plugin import console, tiled_ensemble
 
 
 def prepare(module: ModuleType) -> None:
-    """Keep the command from printing what its users cannot act on, before the first of its modules is executed."""
+    """Let the command say that it loads, and leave out what users cannot act on, before its first module is executed."""
     if module.__name__ == "anomalib.cli":
+        console.announce()
         console.ignore_warnings()
 
 

@@ -109,6 +109,20 @@ def test_the_summary_leaves_out_what_there_is_not(
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="has no pseudo-terminals")
+@pytest.mark.parametrize("in_terminal", [True, False])
+def test_loading_is_announced_in_a_terminal(in_terminal: bool) -> None:
+    """At once; a file that takes the errors gets none of it."""
+    terminal, other_end = os.openpty()
+    errors = other_end if in_terminal else subprocess.PIPE
+    result = subprocess.run([sys.executable, "-c", ANOMALIB, "--help"], stderr=errors, timeout=300)
+    os.close(other_end)
+    printed = os.read(terminal, 1000) if in_terminal else result.stderr
+    os.close(terminal)
+    assert printed.startswith(b"Loading anomalib") == in_terminal
+
+
+@pytest.mark.slow
 def test_warnings_of_our_own_and_of_others_stay() -> None:
     """Only those of the list go."""
     script = (
