@@ -19,7 +19,7 @@ from ganomaly_plugin import console, tiled_ensemble
 
 
 def prepare(module: ModuleType) -> None:
-    """Let the command say that it loads, and leave out what users cannot act on, before its first module is executed."""
+    """Let the command say that it loads, and print nothing that users cannot act on, before it is executed."""
     if module.__name__ == "anomalib.cli":
         console.announce()
         console.ignore_warnings()
