@@ -205,6 +205,9 @@ def read_requirements() -> tuple[set[str], dict[str, set[str]]]:
     return names(project["dependencies"]), {extra: names(extras[extra]) for extra in extras}
 
 
+knows_distributions = pytest.mark.skipif(
+    sys.version_info < (3, 11), reason="importlib.metadata knows only distributions that list their packages"
+)
 installed_distributions = cache(packages_distributions)  # It reads the metadata of all that is installed.
 
 
@@ -218,6 +221,7 @@ def distributions(modules: Iterable[str]) -> set[str]:
     return found - {canonicalize_name(PACKAGE)}
 
 
+@knows_distributions
 def test_dependencies_are_what_is_imported(tree: dict[str, list[Import]]) -> None:
     """No more and no less; what is optional comes with an extra."""
     required, extras = read_requirements()
@@ -229,6 +233,7 @@ def test_dependencies_are_what_is_imported(tree: dict[str, list[Import]]) -> Non
         assert early <= ({"openvino"} if part_of(module) == "edge" else set()), module
 
 
+@knows_distributions
 def test_the_test_extra_holds_what_tests_and_benchmarks_import() -> None:
     """Besides what the package itself requires, and OpenCV, which anomalib requires."""
     required, extras = read_requirements()
