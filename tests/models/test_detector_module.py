@@ -366,3 +366,28 @@ def test_threshold_of_maps_without_masks(tmp_path: Path, datamodule: Folder, mat
     old = OneClassPostProcessor()
     old.load_checkpoint_config({"enable_threshold_matching": True, "normal_quantile": 0.9})
     assert (old.enable_threshold_matching, old.normal_quantile) == (False, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision"), [("fit", "bf16-true"), ("fit", "64-true"), ("test", "16-true"), ("predict", "bf16-true")]
+)
+def test_converted_weights_are_refused(tmp_path: Path, datamodule: Folder, stage: str, precision: str) -> None:
+    """Before anything runs, since anomalib's images keep their 32 bits."""
+    model = GANomaly(image_size=32, n_features=4, latent_vec_size=8, visualizer=False)
+    with pytest.raises(ValueError, match=rf"trainer.precision is {precision}, .* choose 32-true, bf16-mixed"):
+        getattr(build_engine(tmp_path, precision=precision), stage)(model, datamodule=datamodule)
+
+
+@every_model()
+def test_arguments_of_another_network_are_refused(entry: EntryPoint, tmp_path: Path) -> None:
+    """load_from_checkpoint takes others, but not those that the weights and thresholds depend on."""
+    arguments = {"image_size": 32, "n_features": 4, "latent_vec_size": 8, "visualizer": False}
+    path = tmp_path / "model.ckpt"
+    trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    trainer.strategy.connect(entry.load()(**arguments))
+    trainer.save_checkpoint(path)
+    others = {"n_features": 6, "image_size": 40, "map_sigma": 2.1, "white_level": 4095}
+    for name, value in others.items():
+        with pytest.raises(ValueError, match=f"does not fit this model: {name} is .* Build the model as it was"):
+            entry.load().load_from_checkpoint(path, **{name: value})
+    assert entry.load().load_from_checkpoint(path, lr=0.5).hparams["lr"] == 0.5
