@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decode image files with only Pillow and NumPy, for training and for devices without PyTorch."""
 
+import stat
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -117,7 +118,10 @@ def open_image(path: str | Path | BinaryIO) -> Iterator[Image.Image]:
     """Open an image; whatever fails while it is open is reported with the file's name."""
     try:
         # From a path, Pillow would map the file into memory, where it garbles TIFF that is to be turned.
-        with Path(path).open("rb") if isinstance(path, str | Path) else nullcontext(path) as file, _open(file) as image:
+        with (
+            _open_file(Path(path)) if isinstance(path, str | Path) else nullcontext(path) as file,
+            _open(file) as image,
+        ):
             yield image
     except UnreadableImageError:
         raise
@@ -128,6 +132,14 @@ def open_image(path: str | Path | BinaryIO) -> Iterator[Image.Image]:
         reason = f"{type(error).__name__}: {error}"
         msg = f"Cannot read the image '{path}' ({reason}). Replace the file, or take it out of the data set."
         raise UnreadableImageError(msg) from error
+
+
+def _open_file(path: Path) -> BinaryIO:
+    """Open a file, but no pipe, which would be waited for."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        msg = "it is a folder, a pipe or a device"
+        raise ValueError(msg)
+    return path.open("rb")
 
 
 def _open(file: BinaryIO) -> Image.Image:

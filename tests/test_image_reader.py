@@ -266,6 +266,13 @@ class TestUnreadable:
         with pytest.raises(UnreadableImageError, match=r"image\.png.*cannot identify"):
             read_image(path)
 
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no named pipes")
+    def test_a_pipe_is_not_waited_for(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe.png")
+        for path in (tmp_path / "pipe.png", tmp_path, Path(os.devnull)):
+            with pytest.raises(UnreadableImageError, match="it is a folder, a pipe or a device"):
+                read_image(path)
+
     def test_missing(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"no image file at '.*gone\.png'"):
             read_image(tmp_path / "gone.png")

@@ -10,10 +10,18 @@ from ganomaly_plugin.edge.scoring import max_pixels
 
 
 def run(options: argparse.Namespace) -> int:
-    """Score the parts, write the calibrated model and its histogram, and print the table."""
+    """Score the parts, write the calibrated model and its histogram, and print the table.
+
+    Raises:
+        FileNotFoundError: If there are no such parts.
+    """
     output = options.output or options.model.with_name(f"{options.model.stem}.calibrated.xml")
     detector = Detector(options.model, options.device, "throughput", max_pixels=max_pixels(options))
     good, bad = (list(find_images([path])) if path else [] for path in (options.good, options.bad))
+    missing = next((path for path in (*good, *bad) if not path.exists()), None)
+    if missing is not None:
+        msg = f"There is no file or folder '{missing}': correct the path."
+        raise FileNotFoundError(msg)
     calibration = detector.calibrate(good, bad, output, options.false_alarms, options.recall)
     picture = output.with_suffix(".png")
     save_histogram(calibration, picture)

@@ -13,7 +13,9 @@ from PIL import Image, ImageOps
 
 from ganomaly_plugin.image_file import UnreadableImageError, open_image, to_rgb
 
-Source = str | Path | bytes | BinaryIO | Image.Image | npt.NDArray[Any]
+Content = bytes | bytearray | memoryview
+"""The content of a file."""
+Source = str | Path | Content | BinaryIO | Image.Image | npt.NDArray[Any]
 """A file, its content as bytes or as a binary file object, a Pillow image, or an array as :func:`to_input` takes it."""
 
 MAX_PIXELS = 50_000_000
@@ -34,7 +36,7 @@ def is_one(images: Source | Iterable[Source]) -> TypeGuard[Source]:
     """Say whether this is one image, not several."""
     if isinstance(images, np.ndarray):
         return images.ndim < 4
-    return isinstance(images, str | Path | bytes | Image.Image) or hasattr(images, "read")
+    return isinstance(images, str | Path | Content | Image.Image) or hasattr(images, "read")
 
 
 class ImageTooLargeError(UnreadableImageError):
@@ -65,7 +67,7 @@ def to_input(
 
     Args:
         image: A path, the content of a file as bytes or binary file object, a Pillow image, or an array ``(H, W)``,
-            ``(H, W, 1)`` or ``(H, W, 3)`` in RGB: unsigned integers up to their type's maximum, or floats in [0, 1].
+            ``(H, W, 1)`` or ``(H, W, 3)`` in RGB: uint8, uint16 with white at 65535, or floats in [0, 1].
         choose_size: Says to which size an image is to be resized (bilinear, antialiased).
         max_pixels: Pixels above which a file or Pillow image is refused.
         allocate: Gives the memory for the result, by its size.
@@ -91,7 +93,7 @@ def to_input(
         _check_size(image, "The image", max_pixels)
         return convert(image)
     name = f"'{image}'" if isinstance(image, str | Path) else "The image"
-    with open_image(BytesIO(image) if isinstance(image, bytes) else image) as opened:
+    with open_image(BytesIO(image) if isinstance(image, Content) else image) as opened:
         height, width = choose_size((opened.height, opened.width))
         if height < opened.height and width < opened.width:
             opened.draft(None, (width, height))  # JPEG files can be decoded at a half, a quarter or an eighth.
@@ -151,9 +153,11 @@ def _scale(pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     Raises:
         ValueError: If it is not known which value is white, or values lie outside [0, 1].
     """
-    if np.issubdtype(pixels.dtype, np.unsignedinteger):
+    if pixels.dtype.kind == "u" and pixels.dtype.itemsize <= 2:  # In either order of bytes.
         return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
     if not np.issubdtype(pixels.dtype, np.floating) or not (pixels.min() >= 0 and pixels.max() <= 1):
-        msg = f"An array of {pixels.dtype} must hold unsigned integers, or floats in [0, 1]: rescale it."
+        msg = (
+            f"An array of {pixels.dtype} must hold unsigned integers of 8 or 16 bits, or floats in [0, 1]: rescale it."
+        )
         raise ValueError(msg)
     return pixels.astype(np.float32, copy=False)

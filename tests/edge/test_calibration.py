@@ -248,3 +248,7 @@ def test_command(trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "is there already" in capsys.readouterr().err
     assert main([*command[:3], "--false-alarms", "0.001", "--output", str(tmp_path / "more.xml")]) == 2
     assert "give 999 or more" in capsys.readouterr().err
+    assert (
+        main([*command[:2], str(tmp_path / "god"), "--false-alarms", "0.1", "--output", str(tmp_path / "a.xml")]) == 2
+    )
+    assert "There is no file or folder" in capsys.readouterr().err

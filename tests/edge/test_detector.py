@@ -72,7 +72,8 @@ def test_every_format_of_an_image_gives_the_same(trained: Trained, detector: Det
     sixteen = grey.astype(np.uint16) * 257
     content = Path(path).read_bytes()
     arrays = (grey, grey[..., np.newaxis], colour, colour / 255, sixteen)
-    for source in (Path(path), content, BytesIO(content), Image.open(path), *arrays):
+    contents = (content, bytearray(content), memoryview(content), BytesIO(content))
+    for source in (Path(path), *contents, Image.open(path), *arrays, sixteen.astype(">u2")):
         assert detector.predict(source).score == pytest.approx(expected, abs=1e-6)
     batch = detector.predict(np.stack([colour, colour]))
     assert [prediction.score for prediction in batch] == pytest.approx([expected] * 2, abs=1e-6)
@@ -414,9 +415,10 @@ class TestRefused:
         with pytest.raises(ValueError, match=r"no device 'TPU' here: choose one of CPU"):
             Detector(trained.xml, device="TPU")
 
-    def test_signed_integers_do_not_say_what_is_white(self) -> None:
-        with pytest.raises(ValueError, match="int16 must hold unsigned integers"):
-            to_input(np.zeros((8, 8), dtype=np.int16))
+    @pytest.mark.parametrize("kind", ["int16", "int64", "uint32", "uint64", "bool"])
+    def test_other_integers_do_not_say_what_is_white(self, kind: str) -> None:
+        with pytest.raises(ValueError, match=f"{kind} must hold unsigned integers of 8 or 16 bits"):
+            to_input(np.zeros((8, 8), dtype=kind))
 
     @pytest.mark.parametrize("shape", [(8, 8, 2), (8, 8, 5), (8,), (0, 8, 3)])
     def test_arrays_that_are_no_images(self, shape: tuple[int, ...]) -> None:
@@ -425,7 +427,7 @@ class TestRefused:
 
     @pytest.mark.parametrize("value", [2.0, -1.0, float("nan")])
     def test_floats_outside_their_range(self, value: float) -> None:
-        with pytest.raises(ValueError, match="unsigned integers, or floats in"):
+        with pytest.raises(ValueError, match="unsigned integers of 8 or 16 bits, or floats in"):
             to_input(np.full((8, 8), value))
 
 
