@@ -230,6 +230,27 @@ def ablation() -> str:
 
 
 @table
+def feature_ablation() -> str:
+    """Write what single changes to FeatureGANomaly's default do."""
+    runs = runs_of("feature_ablation")
+    rows = []
+    for variant, group in runs.groupby("variant", sort=False):
+        cells = [str(variant), f"{group['MB_FP16'].mean():.1f}"]
+        for images in ("screw", "tile"):
+            one = group[group["set"] == images]
+            cells += [_mean_and_deviation(one[f"{level}_AUROC"]) for level in ("image", "pixel")]
+        rows.append([*cells, _mean_and_deviation(group.groupby("seed")["image_AUROC"].mean())])
+    head = ["variant", "MB", *(f"{images}, {level}" for images in ("screw", "tile") for level in ("image", "pixel"))]
+    return format_table([*head, "mean of image"], rows)
+
+
+def _mean_and_deviation(values: "pd.Series[float]") -> str:
+    """Write the mean over seeds, and the standard deviation where there are several."""
+    mean = f"{values.mean():.3f}"
+    return mean if len(values) < 2 else f"{mean} ± {values.std():.3f}"
+
+
+@table
 def mnist_rivals() -> str:
     """Write all detectors on a part of MNIST."""
     models = ["GANomaly", "Autoencoder", "VAE", "EGBAD", "AnoGAN", "FAnoGAN", "SkipGANomaly"]

@@ -21,8 +21,12 @@ from torch.utils.data import DataLoader
 from tests.engine import build_engine
 from tests.models.conftest import ANOMALOUS_DIGIT
 
-SETTINGS = {"anogan": {"steps": 3}, "f_anogan": {"critic_steps": 2}}
-"""What models need to be quick, or to have steps that do not train all networks."""
+SETTINGS: dict[str, dict[str, Any]] = {
+    "anogan": {"steps": 3},
+    "f_anogan": {"critic_steps": 2},
+    "feature_ganomaly": {"pre_trained": False, "rank": 0.1, "map_sigma": 2.0, "wadv": 1, "wenc": 1},
+}
+"""What models need to be quick, to need no download, or to train with all networks and with some of them."""
 
 
 class Scores(Callback):
