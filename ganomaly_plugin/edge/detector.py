@@ -199,18 +199,16 @@ class Detector:
             images: Images, or errors in the place of images that could not be had, which are passed on.
         """
         budget = Budget(_IN_FLIGHT)
-        try:
-            with closing(start_ahead(images, partial(self._start, budget=budget), self._jobs + 2)) as jobs:
-                for image, job in jobs:
-                    try:
-                        if isinstance(job, Exception):
-                            raise job
-                        outcome: Prediction | Exception = self._finish(job, image, budget)
-                    except (OSError, ValueError, ImportError) as error:
-                        outcome = error
-                    yield image, outcome
-        finally:
-            budget.close()
+        ahead = start_ahead(images, partial(self._start, budget=budget), self._jobs + 2)
+        with closing(ahead) as jobs, closing(budget):  # The budget first, which a job that is to start may wait for.
+            for image, job in jobs:
+                try:
+                    if isinstance(job, Exception):
+                        raise job
+                    outcome: Prediction | Exception = self._finish(job, image, budget)
+                except (OSError, ValueError, ImportError) as error:
+                    outcome = error
+                yield image, outcome
 
     def calibrate(
         self,

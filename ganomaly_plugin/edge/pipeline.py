@@ -7,6 +7,9 @@ from collections.abc import Callable, Generator, Iterable
 from queue import SimpleQueue
 from typing import TypeVar
 
+PATIENCE = 0.1
+"""Seconds after which a thread that waits for an item is left to itself."""
+
 Item = TypeVar("Item")
 Job = TypeVar("Job")
 
@@ -18,6 +21,7 @@ def start_ahead(
 
     Whoever takes the jobs waits for no item that is not there yet, however long the next one takes to come. The thread
     reads the items too, so the iterable must not mind; a stream that is closed early leaves the one that it waits for.
+    Unless it waits for an item it has ended by then, since Python's end aborts threads that are in OpenVINO.
 
     Args:
         items: May be endless, slow, or raise.
@@ -33,16 +37,20 @@ def start_ahead(
     started: SimpleQueue[tuple[Item, Job | Exception] | None] = SimpleQueue()
     places = threading.Semaphore(ahead)
     closed = threading.Event()
+    waiting = threading.Event()
     failures: list[BaseException] = []
 
     def read() -> None:
         try:
             iterator = iter(items)
             while places.acquire() and not closed.is_set():
+                waiting.set()
                 try:
                     item = next(iterator)
                 except StopIteration:
                     break
+                finally:
+                    waiting.clear()
                 if closed.is_set():
                     break
                 try:
@@ -50,12 +58,14 @@ def start_ahead(
                 except Exception as error:  # The consumer decides what it means.
                     job = error
                 started.put((item, job))
+                del item, job  # Not to be kept while the thread waits.
         except BaseException as error:
             failures.append(error)
         finally:
             started.put(None)
 
-    threading.Thread(target=read, name="ganomaly-edge-reader", daemon=True).start()
+    thread = threading.Thread(target=read, name="ganomaly-edge-reader", daemon=True)
+    thread.start()
     try:
         while (job := started.get()) is not None:
             yield job
@@ -63,6 +73,10 @@ def start_ahead(
     finally:
         closed.set()
         places.release()
+        while thread.is_alive():
+            thread.join(PATIENCE)
+            if waiting.is_set():
+                break
     if failures:
         raise failures[0]
 

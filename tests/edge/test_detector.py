@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -25,6 +25,7 @@ from ganomaly_plugin import Digits, GANomaly
 from ganomaly_plugin.edge import Detector, ImageTooLargeError, NotADetectorError
 from ganomaly_plugin.edge.exported_model import shared_core
 from ganomaly_plugin.edge.image_input import to_input
+from ganomaly_plugin.edge.pipeline import start_ahead
 from ganomaly_plugin.image_file import UnreadableImageError
 from ganomaly_plugin.models.components.pre_processor import AntialiasedPreProcessor
 from tests.engine import build_engine
@@ -429,6 +430,38 @@ class TestRefused:
     def test_floats_outside_their_range(self, value: float) -> None:
         with pytest.raises(ValueError, match="unsigned integers of 8 or 16 bits, or floats in"):
             to_input(np.full((8, 8), value))
+
+
+@pytest.mark.parametrize("seconds", [0.02, 0.3])
+def test_closed_streams_leave_no_job_that_starts(seconds: float) -> None:
+    """Nor does one start later: Python's end would abort it inside of OpenVINO."""
+    starting = 0
+
+    def start(item: int) -> int:
+        nonlocal starting
+        starting += 1
+        time.sleep(seconds)
+        starting -= 1
+        return item
+
+    for _ in range(5):
+        jobs = start_ahead(count(), start, 4)
+        next(jobs)
+        time.sleep(0.03)
+        jobs.close()
+        assert starting == 0
+        time.sleep(0.05)
+        assert starting == 0
+
+
+def test_closed_streams_do_not_wait_for_a_camera() -> None:
+    """Which may never give another image."""
+    silent = Event()
+    jobs = start_ahead((silent.wait() if number else number for number in range(2)), lambda item: item, 4)
+    assert next(jobs) == (0, 0)
+    jobs.close()
+    assert not silent.is_set()
+    silent.set()
 
 
 def test_imports_nothing_heavy() -> None:
