@@ -30,9 +30,13 @@ COMPONENTS = {"pre_processor", "post_processor", "evaluator", "visualizer"}
 OURS = [entry for entry in entry_points(group="anomalib.models") if entry.module.startswith("ganomaly_plugin")]
 
 
-def every_model() -> pytest.MarkDecorator:
-    """All models that the package registers."""
-    return pytest.mark.parametrize("entry", OURS, ids=lambda entry: entry.name)
+QUICK: dict[str, dict[str, Any]] = {"anogan": {"steps": 2}, "feature_ganomaly": {"pre_trained": False, "rank": 0.1}}
+"""What models need to be quick, and to need no download."""
+
+
+def every_model(but: str = "") -> pytest.MarkDecorator:
+    """All models that the package registers, perhaps but one."""
+    return pytest.mark.parametrize("entry", [each for each in OURS if each.name != but], ids=lambda entry: entry.name)
 
 
 @every_model()
@@ -94,7 +98,7 @@ class ToySpace(Space):
 
 
 @pytest.mark.slow
-@every_model()
+@every_model(but="feature_ganomaly")
 def test_trains_in_another_space(entry: EntryPoint, tmp_path: Path, datamodule: Folder) -> None:
     """Networks reconstruct a 152x32x32 tensor, and a frozen part of its space stays as it is, once, in all copies."""
 
@@ -102,9 +106,7 @@ def test_trains_in_another_space(entry: EntryPoint, tmp_path: Path, datamodule: 
         def build_space(self) -> Space:
             return ToySpace(self.hparams["image_size"])
 
-    model = InToySpace(
-        image_size=256, n_features=4, latent_vec_size=4, **{"steps": 2} if entry.name == "anogan" else {}
-    )
+    model = InToySpace(image_size=256, n_features=4, latent_vec_size=4, **QUICK.get(entry.name, {}))
     backbone = model.model.space.backbone
     before = backbone.weight.clone()
     engine = build_engine(tmp_path, limit_train_batches=2)
@@ -283,7 +285,8 @@ def test_length_of_a_training(
     entry: EntryPoint, tmp_path: Path, datamodule: Folder, limits: dict[str, Any], expected: int | None
 ) -> None:
     """A documented number of epochs, which any limit of the user's replaces."""
-    model = entry.load()(image_size=32, n_features=4, latent_vec_size=4, visualizer=False)
+    quick = QUICK.get(entry.name, {})
+    model = entry.load()(image_size=32, n_features=4, latent_vec_size=4, visualizer=False, **quick)
     engine = build_engine(tmp_path, callbacks=[StopAtOnce()], **({"max_epochs": None} | limits))
     engine.fit(model, datamodule=datamodule)
     assert engine.trainer.max_epochs == (expected or type(model).default_epochs)
@@ -292,7 +295,7 @@ def test_length_of_a_training(
 @every_model()
 def test_search_of_a_learning_rate(entry: EntryPoint, tmp_path: Path, datamodule: Folder) -> None:
     """Lightning's callback finds one and trains with it."""
-    quick = {"steps": 2} if entry.name == "anogan" else {}
+    quick = QUICK.get(entry.name, {})
     model = entry.load()(image_size=32, n_features=4, latent_vec_size=4, visualizer=False, **quick)
     # Losses below zero, f-AnoGAN's, would always seem to diverge.
     search = LearningRateFinder(num_training_steps=14, early_stop_threshold=None)
