@@ -193,6 +193,10 @@ def _check_keys(config: dict[str, Any]) -> None:
             if not isinstance(entry, dict) or "class_path" not in entry:
                 msg = f"A {key} of the comparison has no class_path: {entry}."
                 raise ValueError(msg)
+            name = entry.get("name", key)
+            if not isinstance(name, str) or not name.strip(" ."):
+                msg = f"The name of a {key} of the comparison is {name!r}: give it text, in quotes, or leave it out."
+                raise ValueError(msg)
             if unknown := sorted(set(entry) - ENTRY_KEYS[key]):
                 msg = (
                     f"The {key} {entry.get('name', entry['class_path'])} of the comparison takes no "

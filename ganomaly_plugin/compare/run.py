@@ -6,6 +6,7 @@ Each has a process of its own, ``python -m ganomaly_plugin.compare.run FOLDER``,
 
 import hashlib
 import inspect
+import logging
 import os
 import sys
 import tempfile
@@ -94,16 +95,30 @@ def build_engine(root: str | Path, callbacks: list[Callback], trainer: dict[str,
 
 
 def check_trainer(run: Run) -> None:
-    """Check the names of the trainer's arguments.
+    """Check the names of the trainer's arguments, and the limits of the training.
 
     Raises:
-        ValueError: If there is no such argument.
+        ValueError: If there is no such argument, or Lightning refuses a limit.
     """
     known = inspect.signature(Trainer).parameters.keys() - {"callbacks", "default_root_dir"}
     unknown = sorted(run.trainer.keys() - known)
     if unknown:
         msg = f"{run.title}: trainer has no {', '.join(unknown)}: it takes {', '.join(sorted(known))}."
         raise ValueError(msg)
+    limits = {name: value for name, value in run.trainer.items() if name.startswith(("limit_", "max_", "min_"))}
+    quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Trainer, fail_untyped=False)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.INFO)  # Lightning would list the machine's accelerators for each model.
+    try:
+        parser.parse_object(limits)
+        Trainer(accelerator="cpu", devices=1, **quiet, **limits)
+    except Exception as error:  # Lightning raises errors of many types.
+        msg = f"{run.title}: the trainer refuses {limits}: {' '.join(str(error).split())}"
+        raise ValueError(msg) from error
+    finally:
+        logging.disable(disabled)
 
 
 def check_data(run: Run, datamodule: AnomalibDataModule) -> None:

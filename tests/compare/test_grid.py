@@ -87,6 +87,12 @@ def test_runs_are_written_and_read() -> None:
             {"data": {"class_path": "digits", "init_args": {"abnormal_class": {"grid": []}}}},
             "abnormal_class.grid is empty",
         ),
+        ({"model": {"class_path": "Padim", "name": ".."}}, r"The name of a model of the comparison is '\.\.': give it"),
+        ({"model": {"class_path": "Padim", "name": ""}}, "The name of a model of the comparison is '': give it text"),
+        (
+            {"data": {"class_path": "digits", "name": 2024}},
+            "The name of a data of the comparison is 2024: give it text",
+        ),
         ({"metrics": ["AUROC"]}, "takes a list of image_AUROC, image_AP"),
         ({"every_epoch": "yes"}, "every_epoch is yes, yes, yes; it takes true or false"),
         ({"openvino": ["INT4"]}, "takes a list of FP32, FP16, INT8, INT8_PTQ"),
@@ -157,9 +163,13 @@ def test_keys_beside_the_section(tmp_path: Path) -> None:
     [
         ({"max_epoch": 3}, "trainer has no max_epoch: it takes accelerator, "),
         ({"callbacks": []}, "trainer has no callbacks"),
+        ({"max_epochs": "ten"}, "digits .*: the trainer refuses {'max_epochs': 'ten'}: "),
+        ({"max_epochs": -5}, "the trainer refuses {'max_epochs': -5}: "),
+        ({"max_time": "soon"}, "the trainer refuses {'max_time': 'soon'}: "),
+        ({"limit_train_batches": 1.5}, "the trainer refuses {'limit_train_batches': 1.5}: "),
     ],
 )
-def test_misspelled_arguments_of_the_trainer(trainer: dict[str, Any], message: str) -> None:
+def test_wrong_arguments_of_the_trainer(trainer: dict[str, Any], message: str) -> None:
     """Refused before anything trains."""
     with pytest.raises(ValueError, match=message):
         load({"model": {"class_path": "Padim", "trainer": trainer}, "data": {"class_path": "digits"}})
