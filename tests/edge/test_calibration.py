@@ -13,7 +13,7 @@ from anomalib.models import Padim
 from PIL import Image
 from scipy.stats import binomtest
 
-from ganomaly_plugin import Digits
+from ganomaly_plugin import Digits, FeatureGANomaly
 from ganomaly_plugin.edge import Detector
 from ganomaly_plugin.edge.calibration import PixelQuantile, choose_threshold, needed_pictures, wilson_interval
 from ganomaly_plugin.edge.command import main
@@ -199,14 +199,17 @@ class TestModel:
         assert [p.is_anomalous for p in calibrated.predict(good)] == [False] * 19 + [True]
 
     @pytest.mark.slow
-    def test_model_of_anomalib(self, trained: Trained, tmp_path: Path) -> None:
-        """PaDiM as anomalib exports it."""
-        model = Padim(
+    @pytest.mark.parametrize("build", [Padim, FeatureGANomaly])
+    def test_model_with_a_backbone(self, trained: Trained, tmp_path: Path, build: Any) -> None:
+        """PaDiM as anomalib exports it, and ours."""
+        model = build(
             backbone="resnet18",
             layers=["layer1", "layer2"],
             pre_trained=False,
-            pre_processor=Padim.configure_pre_processor((32, 32)),
             visualizer=False,
+            **{"image_size": 32}
+            if build is FeatureGANomaly
+            else {"pre_processor": build.configure_pre_processor((32, 32))},
         )
         datamodule = Digits(tmp_path / "digits", 8, train_batch_size=16, eval_batch_size=8)
         engine = build_engine(tmp_path, limit_train_batches=1, limit_val_batches=2, logger=False, max_epochs=1)

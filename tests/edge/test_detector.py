@@ -21,7 +21,7 @@ from anomalib.models import Padim, Patchcore
 from PIL import Image
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
-from ganomaly_plugin import Digits, GANomaly
+from ganomaly_plugin import Digits, FeatureGANomaly, GANomaly
 from ganomaly_plugin.edge import Detector, ImageTooLargeError, NotADetectorError
 from ganomaly_plugin.edge.exported_model import shared_core
 from ganomaly_plugin.edge.image_input import to_input
@@ -315,15 +315,17 @@ def test_twelve_bits_in_sixteen(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("build", [Padim, Patchcore])
-def test_detectors_with_maps_of_anomalib(tmp_path: Path, trained: Trained, build: Any) -> None:
-    """Trained models of others give what anomalib's engine gives."""
+@pytest.mark.parametrize("build", [Padim, Patchcore, FeatureGANomaly])
+def test_detectors_with_a_backbone(tmp_path: Path, trained: Trained, build: Any) -> None:
+    """Trained models of others, and ours, give what anomalib's engine gives."""
     model = build(
         backbone="resnet18",
         layers=["layer1", "layer2"],
         pre_trained=False,
-        pre_processor=build.configure_pre_processor((64, 64)),
         visualizer=False,
+        **{"image_size": 64}
+        if build is FeatureGANomaly
+        else {"pre_processor": build.configure_pre_processor((64, 64))},
     )
     datamodule = Digits(tmp_path / "digits", 8, train_batch_size=16, eval_batch_size=8)
     engine = build_engine(
