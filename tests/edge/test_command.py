@@ -336,7 +336,9 @@ def test_pictures_above_the_limit(tmp_path: Path, trained: Trained, images: Path
 @pytest.mark.parametrize("delay", [0.05, 0.3, 0.6, 1.2])
 def test_interruption_at_any_time(trained: Trained, images: Path, delay: float) -> None:
     """Also while it starts: one line, and the status that shells expect."""
-    code = f"import sys; from ganomaly_plugin.edge.command import main; print(flush=True); {EXIT}"
+    # Programs in the background of a shell's script inherit that it is ignored.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{heed}; import sys; from ganomaly_plugin.edge.command import main; print(flush=True); {EXIT}"
     with subprocess.Popen(
         [sys.executable, "-c", code, "predict", str(trained.xml), "-"],
         stdin=subprocess.PIPE,

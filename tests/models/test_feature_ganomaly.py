@@ -37,6 +37,7 @@ class TestFeatureGANomaly(ModelTester, ExportTester):
     """What every model must do, with all networks that it can have."""
 
     PANELS = 3
+    SIZES = ((28, 28), (39, 39), pytest.param((256, 234), marks=pytest.mark.slow))
     INFERENCE_PARAMETERS = 2_184 + 192 + 192 + 2_466  # A convolution and a code each way, from 272 channels to 274.
 
     def build(self, image_size: tuple[int, int] = (32, 32), input_channels: int = 3, **kwargs: Any) -> FeatureGANomaly:
