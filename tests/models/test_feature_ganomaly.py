@@ -271,7 +271,25 @@ class TestTrainingFeatures:
             kept.target(chosen, torch.empty(0)), computed.target(chosen, images[order]), rtol=0.01, atol=0.01
         )
 
-    def test_augmented_images_are_seen_anew(self, tmp_path: Path, digits_folder: Path) -> None:
+    def test_images_that_were_not_measured_are_new(self) -> None:
+        """Whitened by the statistics of all others, among images whose features are kept and among computed ones."""
+        torch.manual_seed(0)
+        space = BackboneFeatures((32, 48), 3, 2.0, Backbone(BACKBONE, (32, 48), (8, 16)), rank=0.2, neighbourhood=1)
+        images = torch.rand(9, 3, 32, 48) * 2 - 1
+        names = [f"{index}" for index in range(8)]
+        for keep in (True, False):
+            training = TrainingFeatures(space, names, space.features(images[:8]), keep)
+            actual = training.target(["3", "unmeasured"], images[[3, 8]])
+            torch.testing.assert_close(actual[1:], space.target(images[8:]))
+            torch.testing.assert_close(actual[:1], training.target(["3"], images[3:4]))
+
+    def test_epochs_may_show_other_images(self, tmp_path: Path, datamodule: Folder) -> None:
+        """As where the loader leaves an incomplete batch out, or the trainer limits the batches of shuffled images."""
+        model = build(visualizer=False)
+        build_engine(tmp_path, max_epochs=4, limit_train_batches=1).fit(model, datamodule=datamodule)
+        assert model.model.space.statistics.unit.isfinite().all()
+
+    def test_augmented_images_are_computed_again(self, tmp_path: Path, digits_folder: Path) -> None:
         """With augmentations the backbone computes the features of each step's images, else of each image once."""
         for augmentations, expected in ((None, 1), (RandomHorizontalFlip(p=0.5), 3)):
             seed_everything(7)

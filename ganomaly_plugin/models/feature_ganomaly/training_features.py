@@ -58,15 +58,22 @@ class TrainingFeatures:
     def target(self, names: Sequence[str], images: torch.Tensor) -> torch.Tensor:
         """Return the targets ``(B, C, h, w)`` of training images.
 
+        Images that were not measured, such as those of an incomplete batch that the loader left out, are new to the
+        statistics of all images.
+
         Args:
             names: Their names.
             images: Pre-processed images ``(B, 3, H, W)``, used where features are not kept.
         """
-        chosen = [self.index[name] for name in names]
-        if self._parts is not None:
-            return self.space.join([part[chosen].float() for part in self._parts])
-        levels = self.space.features(images)
-        whitened = [
-            self._held_out[index % FOLDS]([level[[place]] for level in levels]) for place, index in enumerate(chosen)
-        ]
+        indices = [self.index.get(name) for name in names]
+        computed = [place for place, index in enumerate(indices) if self._parts is None or index is None]
+        levels = self.space.features(images[computed]) if computed else []
+        whitened = []
+        for place, index in enumerate(indices):
+            if self._parts is not None and index is not None:
+                whitened.append([part[[index]].float() for part in self._parts])
+            else:
+                statistics = self.space.statistics if index is None else self._held_out[index % FOLDS]
+                row = computed.index(place)
+                whitened.append(statistics([level[[row]] for level in levels]))
         return self.space.join([torch.cat(parts) for parts in zip(*whitened, strict=True)])
