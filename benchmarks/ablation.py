@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LinearLR
 from torchvision.transforms.v2 import RandomAffine
 
 from ganomaly_plugin import GANomaly
+from ganomaly_plugin.models.components.joint_training import ReinitialiseCollapsed
 
 
 class DecayedLearningRate(GANomaly):
@@ -37,7 +38,7 @@ class SpectralNorm(GANomaly):
 class NoReinitialisation(GANomaly):
     """GANomaly whose discriminator is never re-initialised."""
 
-    training_callbacks = ()
+    training_callbacks = tuple(each for each in GANomaly.training_callbacks if each is not ReinitialiseCollapsed)
 
 
 class ShiftedImages(GANomaly):

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from anomalib.models import AnomalibModule
 from anomalib.pre_processing import PreProcessor
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 
 def training_batches(module: AnomalibModule) -> Iterator[tuple[list[str], torch.Tensor]]:
@@ -30,3 +32,32 @@ def training_batches(module: AnomalibModule) -> Iterator[tuple[list[str], torch.
         if isinstance(module.pre_processor, PreProcessor):
             module.pre_processor.on_train_batch_start(trainer, module, batch, 0)
         yield list(batch.image_path or []), batch.image
+
+
+class MeasureTrainingImages(Callback):
+    """Lets a model measure the training images once an epoch, before its validation and with the latest weights.
+
+    The model has a method ``measure_training_images``, which is called in evaluation mode and without gradients.
+    """
+
+    def __init__(self) -> None:
+        self._measured_step: int | None = None
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure before a validation in a training."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._measure(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure where no validation has seen the latest weights."""
+        self._measure(trainer, pl_module)
+
+    def _measure(self, trainer: Trainer, pl_module: Any) -> None:
+        if self._measured_step == trainer.global_step:
+            return
+        was_training = pl_module.model.training
+        pl_module.model.eval()
+        with torch.no_grad(), torch.autocast(pl_module.device.type, enabled=False):
+            pl_module.measure_training_images()
+        pl_module.model.train(was_training)
+        self._measured_step = trainer.global_step

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from anomalib.data import ImageBatch
-from lightning.pytorch.trainer.states import TrainerFn
 from rich.progress import track
 
 from ganomaly_plugin.models.components.backbone import Backbone
@@ -15,7 +14,7 @@ from ganomaly_plugin.models.components.checks import check_at_least
 from ganomaly_plugin.models.components.detector_module import DetectorModule
 from ganomaly_plugin.models.components.feature_space import BackboneFeatures
 from ganomaly_plugin.models.components.joint_training import weighted_sum
-from ganomaly_plugin.models.components.training_pass import training_batches
+from ganomaly_plugin.models.components.training_pass import MeasureTrainingImages, training_batches
 
 from .torch_model import Code, FeatureGANomalyModel, Score, Shape
 from .training_features import TrainingFeatures
@@ -79,6 +78,7 @@ class FeatureGANomaly(DetectorModule):
         *("backbone", "strides", "layers", "rank", "neighbourhood", "code", "kernel_size", "average_weights"),
     )
     default_epochs = 30
+    training_callbacks = (MeasureTrainingImages,)
 
     def __init__(
         self,
@@ -148,7 +148,6 @@ class FeatureGANomaly(DetectorModule):
         self._training_features: TrainingFeatures | None = None
         self._names: list[str] = []
         self._loads_weights = pre_trained or weights is not None
-        self._measured_step: int | None = None
 
     def objectives(self, losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Minimise GANomaly's weighted sum (eq. 4) in the generator, and what the other networks have a part in."""
@@ -201,26 +200,13 @@ class FeatureGANomaly(DetectorModule):
         places = list({name: place for place, name in enumerate(names)}.values())
         return [names[place] for place in places], [level[places] for level in levels]
 
-    def on_validation_start(self) -> None:
+    def measure_training_images(self) -> None:
         """Measure the training images' scores, if the score is in their units."""
-        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
-            self._measure_scores()
-
-    def on_train_epoch_end(self) -> None:
-        """Measure them as well where no validation has seen the latest weights."""
-        self._measure_scores()
-
-    def _measure_scores(self) -> None:
-        if self.hparams["score"] == "residual" or self._measured_step == self.global_step:
+        if self.hparams["score"] == "residual":
             return
-        was_training = self.model.training
-        self.model.eval()
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            targets = torch.cat([self._target(names, images) for names, images in training_batches(self)])
-            everywhere: Any = self.all_gather(targets)
-            self.model.measure_scores(everywhere.flatten(end_dim=-4).split(SCORING_BATCH))
-        self.model.train(was_training)
-        self._measured_step = self.global_step
+        targets = torch.cat([self._target(names, images) for names, images in training_batches(self)])
+        everywhere: Any = self.all_gather(targets)
+        self.model.measure_scores(everywhere.flatten(end_dim=-4).split(SCORING_BATCH))
 
     def on_train_end(self) -> None:
         """Free the training images' features."""

@@ -5,13 +5,12 @@ import logging
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 
 from ganomaly_plugin.models.components.checks import check_at_least
 from ganomaly_plugin.models.components.detector_module import DetectorModule
 from ganomaly_plugin.models.components.joint_training import ReinitialiseCollapsed, weighted_sum
 from ganomaly_plugin.models.components.scores import whitening_matrix
-from ganomaly_plugin.models.components.training_pass import training_batches
+from ganomaly_plugin.models.components.training_pass import MeasureTrainingImages, training_batches
 
 from .torch_model import AdversarialLoss, GANomalyModel, Score
 
@@ -62,7 +61,7 @@ class GANomaly(DetectorModule):
 
     model: GANomalyModel
     architecture = (*DetectorModule.architecture, "extra_layers", "add_final_conv_layer", "average_weights")
-    training_callbacks = (ReinitialiseCollapsed,)
+    training_callbacks = (ReinitialiseCollapsed, MeasureTrainingImages)
     renamed_weights: ClassVar = DetectorModule.renamed_weights | {
         "discriminator.": "model.networks.discriminator.",
         "model.generator.": "model.networks.generator.",
@@ -95,35 +94,20 @@ class GANomaly(DetectorModule):
         pyramid = self.build_pyramid(space, extra_layers=extra_layers, add_final_conv_layer=add_final_conv_layer)
         self.model = GANomalyModel(space, pyramid, adversarial, score, average_weights)
         self.loss_weights = {"loss_adversarial": wadv, "loss_reconstruction": wcon, "loss_latent": wenc}
-        self._measured_step: int | None = None
 
     def objectives(self, losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Minimise the weighted sum of the paper (eq. 4) in the generator, and the discriminator's own loss."""
         generator_loss = weighted_sum(losses, self.loss_weights)
         return {"generator": generator_loss, "discriminator": losses["loss_discriminator"]}
 
-    def on_validation_start(self) -> None:
+    def measure_training_images(self) -> None:
         """Measure the training images' latent differences, if the score is whitened by them."""
-        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
-            self._measure_differences()
-
-    def on_train_epoch_end(self) -> None:
-        """Measure them as well where no validation has seen the latest weights."""
-        if self._measured_step != self.global_step:
-            self._measure_differences()
-
-    def _measure_differences(self) -> None:
         if self.hparams["score"] != "latent_whitened":
             return
-        was_training = self.model.training
-        self.model.eval()
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            differences = [self.model.latent_difference(images) for _, images in training_batches(self)]
-        self.model.train(was_training)
+        differences = [self.model.latent_difference(images) for _, images in training_batches(self)]
         gathered: Any = self.all_gather(torch.cat(differences))
         gathered = gathered.flatten(end_dim=-2)
         self.model.whitening.copy_(whitening_matrix(gathered.T @ gathered / len(gathered)))
-        self._measured_step = self.global_step
 
     def _rename_weights(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Turn the precision matrix of version 0.1.0 into the equivalent whitening matrix as well."""
