@@ -69,15 +69,8 @@ class Pyramid:
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
-        """Heights and widths of the feature maps, the input's own first.
-
-        Halving stops once the shorter side is below 8 pixels, which leaves 4x4 for every power of two.
-        """
-        sizes = [self.size]
-        while min(sizes[-1]) >= MINIMUM_SIZE:
-            height, width = sizes[-1]
-            sizes.append((height // 2, width // 2))
-        return sizes
+        """Heights and widths of the feature maps, the input's own first."""
+        return halved_sizes(self.size)
 
     @property
     def widths(self) -> list[int]:
@@ -88,6 +81,18 @@ class Pyramid:
         """Return the channels after ``stage`` further halvings: doubled at each, never above ``max_features``."""
         width = self.n_features * 2**stage
         return width if self.max_features is None else min(width, self.max_features)
+
+
+def halved_sizes(size: tuple[int, int]) -> list[tuple[int, int]]:
+    """Return a height and width, and what halving leaves of them, until the shorter side is below 8.
+
+    That leaves 4x4 for every power of two.
+    """
+    sizes = [size]
+    while min(sizes[-1]) >= MINIMUM_SIZE:
+        height, width = sizes[-1]
+        sizes.append((height // 2, width // 2))
+    return sizes
 
 
 class MapToVector(nn.Conv2d):

@@ -50,7 +50,6 @@ class PlaceStatistics(nn.Module):
         neighbourhood: int | None,
     ) -> None:
         super().__init__()
-        self.neighbourhood = neighbourhood
         self.levels = nn.ModuleList()
         for index, (count, factor) in enumerate(zip(channels, factors, strict=True)):
             parent = (channels[index + 1], _scaled(size, factors[index + 1])) if index + 1 < len(channels) else None

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ganomaly_plugin.models.components.checks import check_at_least, check_choice, check_fraction
-from ganomaly_plugin.models.components.dcgan import MINIMUM_SIZE, MapToVector, VectorToMap
+from ganomaly_plugin.models.components.dcgan import MapToVector, VectorToMap, halved_sizes
 from ganomaly_plugin.models.components.detector_model import DetectorModel, Output
 from ganomaly_plugin.models.components.feature_space import BackboneFeatures
 from ganomaly_plugin.models.components.scores import whitening_matrix
@@ -50,10 +50,7 @@ class Shape(NamedTuple):
     @property
     def sizes(self) -> list[tuple[int, int]]:
         """Heights and widths of the feature maps, halved while the shorter side has 8 places or more."""
-        sizes = [self.size]
-        while self.code == "global" and min(sizes[-1]) >= MINIMUM_SIZE:
-            sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
-        return sizes
+        return halved_sizes(self.size) if self.code == "global" else [self.size]
 
     @property
     def widths(self) -> list[int]:
@@ -251,31 +248,35 @@ class FeatureGANomalyModel(DetectorModel):
         """
         differences, residuals = [], []
         for target in targets:
-            differences.append(self.latent_difference(target))
-            residuals.append(largest(self.residual(target)[0], self.top_fraction))
+            generated = self.inference_networks["generator"](target)
+            differences.append(self._latent_difference(*generated))
+            residuals.append(largest(self._residual(target, *generated)[0], self.top_fraction))
         difference = torch.cat(differences)
         self.whitening.copy_(whitening_matrix(difference.T @ difference / len(difference)))
         usual_latent = (difference @ self.whitening).square().mean()
         self.usual_scores.copy_(torch.stack([torch.cat(residuals).mean(), usual_latent]))
 
-    def latent_difference(self, target: torch.Tensor) -> torch.Tensor:
-        """Return the codes of targets less those of their reconstructions, ``(B, Z)``."""
-        reconstruction, _, code = self.inference_networks["generator"](target)
+    def _latent_difference(
+        self, reconstruction: torch.Tensor, _log_variance: torch.Tensor, code: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the codes of what was generated less those of its reconstructions, ``(B, Z)``."""
         return (code - self.inference_networks["second_encoder"](limit(reconstruction))).flatten(1)
 
-    def residual(self, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the anomaly maps ``(B, 1, H, W)`` of targets ``(B, C, h, w)``, and the weighted reconstructions."""
-        reconstruction, log_variance, _ = self.inference_networks["generator"](target)
+    def _residual(
+        self, target: torch.Tensor, reconstruction: torch.Tensor, log_variance: torch.Tensor, _code: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return anomaly maps ``(B, 1, H, W)``, and the weighted reconstructions."""
         predicted = self.prediction_weight * reconstruction
         precision = (-self.prediction_weight * self._spread(log_variance)).exp()
         return self.space.to_map(self.space.error(target, predicted) * precision), predicted
 
     def score(self, target: torch.Tensor) -> Output:
         """Score targets ``(B, C, h, w)``, and map their residuals."""
-        anomaly_map, predicted = self.residual(target)
+        generated = self.inference_networks["generator"](target)
+        anomaly_map, predicted = self._residual(target, *generated)
         score = largest(anomaly_map, self.top_fraction)
         if self.score_name != "residual":
-            difference = self.latent_difference(target)
+            difference = self._latent_difference(*generated)
             latent = (difference @ self.whitening).square().mean(1) / self.usual_scores[1]
             score = latent if self.score_name == "latent" else score / self.usual_scores[0] + latent
         return Output(score, anomaly_map, predicted)
