@@ -127,9 +127,13 @@ def figure(runs: DataFrame, metric: str = "image_AUROC") -> str:
     """Write the mean over categories and seeds and, from two seeds, the standard deviation over seeds."""
     if metric not in runs or runs[metric].isna().all():
         return ""
-    means = mean_of(runs, metric)
-    deviation = f" ± {means.std():.3f}" if len(means) > 1 else ""
-    return f"{means.mean():.3f}{deviation}"
+    return mean_and_deviation(mean_of(runs, metric))
+
+
+def mean_and_deviation(values: "pd.Series[float]") -> str:
+    """Write the mean of seeds' values and, from two seeds, their standard deviation."""
+    deviation = f" ± {values.std():.3f}" if len(values) > 1 else ""
+    return f"{values.mean():.3f}{deviation}"
 
 
 def difference(runs: DataFrame, reference: DataFrame) -> str:
@@ -238,16 +242,10 @@ def feature_ablation() -> str:
         cells = [str(variant), f"{group['MB_FP16'].mean():.1f}"]
         for images in ("screw", "tile"):
             one = group[group["set"] == images]
-            cells += [_mean_and_deviation(one[f"{level}_AUROC"]) for level in ("image", "pixel")]
-        rows.append([*cells, _mean_and_deviation(group.groupby("seed")["image_AUROC"].mean())])
+            cells += [mean_and_deviation(one[f"{level}_AUROC"]) for level in ("image", "pixel")]
+        rows.append([*cells, mean_and_deviation(group.groupby("seed")["image_AUROC"].mean())])
     head = ["variant", "MB", *(f"{images}, {level}" for images in ("screw", "tile") for level in ("image", "pixel"))]
     return format_table([*head, "mean of image"], rows)
-
-
-def _mean_and_deviation(values: "pd.Series[float]") -> str:
-    """Write the mean over seeds, and the standard deviation where there are several."""
-    mean = f"{values.mean():.3f}"
-    return mean if len(values) < 2 else f"{mean} ± {values.std():.3f}"
 
 
 @table

@@ -24,6 +24,11 @@ class UnreadableImageError(OSError):
     """The file is there but holds no image that can be read without guessing. The message names it."""
 
 
+def is_hidden(name: str) -> bool:
+    """Whether programs keep a file or folder of this name for themselves (``._x.png``, ``.ipynb_checkpoints``)."""
+    return name.startswith(".")
+
+
 def decode(
     path: str | Path, convert: Callable[[Image.Image], npt.NDArray], annotated: str | Path | None = None
 ) -> npt.NDArray:

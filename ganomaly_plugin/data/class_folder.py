@@ -11,7 +11,7 @@ from rich.progress import track
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ganomaly_plugin.data.datamodule import LabelledImages, OneVsRestDataModule
-from ganomaly_plugin.image_file import decode, read_size, to_rgb
+from ganomaly_plugin.image_file import decode, is_hidden, read_size, to_rgb
 
 SPLITS = ("train", "test")
 SMALL = 64 * 64
@@ -80,8 +80,8 @@ class ClassFolder(OneVsRestDataModule):
 
 
 def _visible(folder: Path) -> Iterator[Path]:
-    """Yield what lies in a folder without what programs hide there (``.ipynb_checkpoints``, ``._image.png``)."""
-    return (path for path in folder.glob("*") if not path.name.startswith("."))
+    """Yield what lies in a folder, but for what is hidden."""
+    return (path for path in folder.glob("*") if not is_hidden(path.name))
 
 
 def decode_small(paths: list[Path]) -> npt.NDArray[np.uint8] | None:

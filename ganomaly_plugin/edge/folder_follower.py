@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ganomaly_plugin.edge.image_list import IMAGE_SUFFIXES, is_hidden
+from ganomaly_plugin.edge.image_list import IMAGE_SUFFIXES
 from ganomaly_plugin.edge.results import written_name
+from ganomaly_plugin.image_file import is_hidden
 
 POLL = 0.05
 """Seconds between two looks at the folder."""

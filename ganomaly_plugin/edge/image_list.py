@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ganomaly_plugin.edge.image_input import Source
+from ganomaly_plugin.image_file import is_hidden
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"}
@@ -101,11 +102,6 @@ def _list(folder: Path) -> list[Path]:
         folders[:] = (inner for inner in folders if not is_hidden(inner))
         found += (Path(root, file) for file in files if Path(file).suffix.lower() in SUFFIXES and not is_hidden(file))
     return sorted(found)
-
-
-def is_hidden(name: str) -> bool:
-    """Whether programs keep a file or folder of this name for themselves (``._x.png``, ``.ipynb_checkpoints``)."""
-    return name.startswith(".")
 
 
 def read_frames(paths: Iterable[Path]) -> Iterator[Frame]:

@@ -140,9 +140,7 @@ def resize_antialiased(images: torch.Tensor, height: int, width: int) -> torch.T
         height: New height.
         width: New width.
     """
-    rows = _interpolation_weights(images[0, 0, :, 0], height)
-    columns = _interpolation_weights(images[0, 0, 0], width)
-    return rows @ images @ columns.T
+    return _along_both_sides(_interpolation_weights, images, height, width)
 
 
 def crop_centre(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -153,8 +151,15 @@ def crop_centre(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
         height: New height.
         width: New width.
     """
-    rows = _crop_weights(images[0, 0, :, 0], height)
-    columns = _crop_weights(images[0, 0, 0], width)
+    return _along_both_sides(_crop_weights, images, height, width)
+
+
+def _along_both_sides(
+    weights: Callable[[torch.Tensor, int], torch.Tensor], images: torch.Tensor, height: int, width: int
+) -> torch.Tensor:
+    """Multiply columns and rows of images by matrices, which are made from a line of pixels and its new length."""
+    rows = weights(images[0, 0, :, 0], height)
+    columns = weights(images[0, 0, 0], width)
     return rows @ images @ columns.T
 
 
