@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Throughput, delay of verdicts and cold start of the edge runtime, on an export of the quickstart's size.
+"""Throughput, delay of predictions and cold start of the edge runtime, on an export of the quickstart's size.
 
 Throughput: 5,000 small files, by ``Detector.stream`` and by ``ganomaly-edge predict``. Delay: a camera that gives an
-image every 0.2 s and is silent in between, from the moment at which an image is handed out to its verdict; beside it
+image every 0.2 s and is silent in between, from the moment at which an image is handed out to its prediction; beside it
 the time of one ``Detector.predict``. Cold start: from the start of a fresh interpreter to the first result.
 
     PYTHONPATH=. python benchmarks/edge_stream.py [--images 5000] [--output results.json]
@@ -50,7 +50,7 @@ def measure_throughput(model: Path, images: list[Path], folder: Path) -> dict[st
 
 
 def measure_delay(model: Path, image: Path) -> dict[str, float]:
-    """Return percentiles of milliseconds from image to verdict, with a source that is silent in between."""
+    """Return percentiles of milliseconds from image to prediction, with a source that is silent in between."""
     detector = Detector(model, hint="throughput")
     detector.predict(image)
     alone = []
@@ -96,7 +96,7 @@ def main() -> None:
             "cores": os.cpu_count(),
             "load": os.getloadavg()[0],
             "images_per_second": measure_throughput(path, images, folder),
-            "milliseconds_to_verdict": measure_delay(path, images[0]),
+            "milliseconds_to_prediction": measure_delay(path, images[0]),
             "cold_start": cold_start(OURS.format(model=str(path), image=str(images[0])), folder),
         }
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")

@@ -159,13 +159,13 @@ def _decide(model: openvino.Model, score: str, decision: str, threshold: float) 
         source = openvino.opset13.reduce_max(values.get_node().input_value(0), np.array([1, 2, 3]))
     else:
         source = values.get_node().input_value(0)
-    verdict = openvino.opset13.greater(source, np.float32(threshold))
-    verdict.output(0).set_names({decision})
+    greater = openvino.opset13.greater(source, np.float32(threshold))
+    greater.output(0).set_names({decision})
     old = _find_output(model, decision)
     if old is not None:
-        old.get_node().input(0).replace_source_output(verdict.output(0))
+        old.get_node().input(0).replace_source_output(greater.output(0))
     else:
-        model.add_outputs([verdict.output(0)])
+        model.add_outputs([greater.output(0)])
     model.validate_nodes_and_infer_types()
 
 

@@ -2,15 +2,24 @@
 """One trained model and its exports, for all tests of the edge runtime."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from anomalib.data import ImageBatch
+from anomalib.models import AnomalibModule
 from lightning.pytorch import seed_everything
 
-from ganomaly_plugin import Digits, GANomaly
+from ganomaly_plugin import Digits, FeatureGANomaly, GANomaly
 from tests.engine import build_engine
+
+
+def build_with_backbone(build: Any, size: int) -> AnomalibModule:
+    """Build anomalib's PaDiM or PatchCore, or FeatureGANomaly, on a backbone with random weights."""
+    sized = {"image_size": size}
+    if build is not FeatureGANomaly:
+        sized = {"pre_processor": build.configure_pre_processor((size, size))}
+    return build(backbone="resnet18", layers=["layer1", "layer2"], pre_trained=False, visualizer=False, **sized)
 
 
 class Trained(NamedTuple):

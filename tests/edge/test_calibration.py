@@ -20,7 +20,7 @@ from ganomaly_plugin.edge.command import main
 from ganomaly_plugin.models.components.post_processor import OneClassThreshold
 from tests.engine import build_engine
 
-from .conftest import Trained
+from .conftest import Trained, build_with_backbone
 
 NOTHING = np.empty(0, dtype=np.float32)
 
@@ -202,15 +202,7 @@ class TestModel:
     @pytest.mark.parametrize("build", [Padim, FeatureGANomaly])
     def test_model_with_a_backbone(self, trained: Trained, tmp_path: Path, build: Any) -> None:
         """PaDiM as anomalib exports it, and ours."""
-        model = build(
-            backbone="resnet18",
-            layers=["layer1", "layer2"],
-            pre_trained=False,
-            visualizer=False,
-            **{"image_size": 32}
-            if build is FeatureGANomaly
-            else {"pre_processor": build.configure_pre_processor((32, 32))},
-        )
+        model = build_with_backbone(build, 32)
         datamodule = Digits(tmp_path / "digits", 8, train_batch_size=16, eval_batch_size=8)
         engine = build_engine(tmp_path, limit_train_batches=1, limit_val_batches=2, logger=False, max_epochs=1)
         engine.fit(model, datamodule=datamodule)

@@ -292,7 +292,7 @@ def test_video_that_cannot_be_read(tmp_path: Path, trained: Trained, images: Pat
     assert [row["path"] for row in rows(output)] == sorted(row["path"] for row in rows(output))
 
 
-def test_verdicts_come_while_the_list_waits(trained: Trained, images: Path) -> None:
+def test_predictions_come_while_the_list_waits(trained: Trained, images: Path) -> None:
     """A line on standard input is answered before the next one comes."""
     with subprocess.Popen(
         [*COMMAND, "predict", str(trained.xml), "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -30,7 +30,7 @@ from ganomaly_plugin.image_file import UnreadableImageError
 from ganomaly_plugin.models.components.pre_processor import AntialiasedPreProcessor
 from tests.engine import build_engine
 
-from .conftest import Trained
+from .conftest import Trained, build_with_backbone
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ class TestMemory:
 
 
 class TestSlowSources:
-    """A verdict waits for no later image."""
+    """A prediction waits for no later image."""
 
     def test_prediction_comes_while_the_source_is_silent(self, detector: Detector) -> None:
         taken = Event()
@@ -158,7 +158,7 @@ class TestSlowSources:
         def camera() -> Iterator[np.ndarray]:
             for _ in range(3):
                 yield np.zeros((8, 8), dtype=np.uint8)
-                assert taken.wait(30), "the next image would only come after the verdict on this one"
+                assert taken.wait(30), "the next image would only come after the prediction of this one"
                 taken.clear()
 
         count = 0
@@ -318,15 +318,7 @@ def test_twelve_bits_in_sixteen(tmp_path: Path) -> None:
 @pytest.mark.parametrize("build", [Padim, Patchcore, FeatureGANomaly])
 def test_detectors_with_a_backbone(tmp_path: Path, trained: Trained, build: Any) -> None:
     """Trained models of others, and ours, give what anomalib's engine gives."""
-    model = build(
-        backbone="resnet18",
-        layers=["layer1", "layer2"],
-        pre_trained=False,
-        visualizer=False,
-        **{"image_size": 64}
-        if build is FeatureGANomaly
-        else {"pre_processor": build.configure_pre_processor((64, 64))},
-    )
+    model = build_with_backbone(build, 64)
     datamodule = Digits(tmp_path / "digits", 8, train_batch_size=16, eval_batch_size=8)
     engine = build_engine(
         tmp_path, limit_train_batches=1, limit_val_batches=2, limit_predict_batches=1, logger=False, max_epochs=1

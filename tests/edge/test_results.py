@@ -59,7 +59,7 @@ def test_any_name_is_found_again(path: Path) -> None:
 
 
 def test_killed_at_any_byte(path: Path) -> None:
-    """Whatever part of the last line is there, it is written anew."""
+    """Whatever part of the last line is there, it is written again."""
     names = ["first.png", 'second "\n".png']
     write(open_results(path), names)
     whole = path.read_bytes()

@@ -124,7 +124,7 @@ def test_stopped_and_resumed(trained: Trained, tmp_path: Path, start: Callable[.
 
 
 def test_program_on_anomaly(trained: Trained, tmp_path: Path, start: Callable[..., Line]) -> None:
-    """It gets the result, and however long it takes, the next verdicts come; Ctrl-C waits for it."""
+    """It gets the result, and however long it takes, the next predictions come; Ctrl-C waits for it."""
     program = tmp_path / "gate.py"
     program.write_text(
         "import pathlib, sys, time\n"
