@@ -29,9 +29,10 @@ test-oldest:  ## Run the quick tests with the oldest dependencies that pyproject
 test: $(VENV)/test  ## Run all tests.
 	$(BIN)/python -m pytest --numprocesses auto
 
-lint: $(VENV)/dev  ## Check style and types.
+lint: $(VENV)/dev  ## Check style, spelling and types.
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/codespell
 	$(BIN)/mypy
 
 clean:  ## Remove the virtual environments and the results.

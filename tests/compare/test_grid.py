@@ -105,7 +105,7 @@ def test_runs_are_written_and_read() -> None:
             r"seed is \[0, 1\]; it takes a whole number from 0 to 4294967295, or several in a list under",
         ),
         ({"seed": -1}, "seed is -1; it takes a whole number"),
-        ({"seed": {"gird": [0, 1]}}, "seed is .*; it takes a whole number"),
+        ({"seed": {"list": [0, 1]}}, "seed is .*; it takes a whole number"),
         (
             {"data": digits({"grid": [1, 8, 1]})},
             r"Twice in the comparison.*: Padim on digits .1., seed 0; Padim on digits",
@@ -118,8 +118,8 @@ def test_runs_are_written_and_read() -> None:
         ({"metrics": ["image_AP", "image_AP"]}, "with image_AP twice"),
         ({"openvino": ["FP32", "FP32"]}, "with FP32 twice"),
         (
-            {"model": {"class_path": "Padim", "traner": {"max_epochs": 3}}},
-            "The model Padim of the comparison takes no traner: it takes class_path, every_epoch, init_args, name, tr",
+            {"model": {"class_path": "Padim", "trainers": {"max_epochs": 3}}},
+            "The model Padim of the comparison takes no trainers: it takes class_path, every_epoch, init_args, name, ",
         ),
         ({"data": {"class_path": "digits", "init_arg": {}}}, "The data digits of the comparison takes no init_arg"),
         ({"data": {"class_path": "digits", "trainer": {}}}, "The data digits of the comparison takes no trainer"),
