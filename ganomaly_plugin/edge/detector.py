@@ -218,6 +218,7 @@ class Detector:
         false_alarms: float | None = None,
         recall: float | None = None,
         pixel_false_alarms: float = 0.005,
+        scored: Callable[[int], object] = lambda _: None,
     ) -> Calibration:
         """Write a copy of the model with thresholds from images of a line's own parts.
 
@@ -231,6 +232,7 @@ class Detector:
             false_alarms: Largest probability, in (0, 1), that a new good part is called anomalous.
             recall: Smallest probability, in (0, 1), that a new bad part is. Without both, the best F1 score counts.
             pixel_false_alarms: Fraction of good parts' pixels, in (0, 1), that may exceed the pixel threshold.
+            scored: Called after each image with the number of those that have been scored.
 
         Raises:
             FileExistsError: If the new file is there already.
@@ -248,13 +250,13 @@ class Detector:
         good, bad = list(good), list(bad)
         check_pictures(len(good), len(bad), false_alarms, recall)
         pixels = PixelQuantile(len(good), pixel_false_alarms) if "anomaly_map" in self._outputs else None
-        scores = []
-        for prediction in self.stream(good):
-            scores.append(prediction.score)
-            if pixels is not None and prediction.anomaly_map is not None:
+        scores: list[float] = []
+        for prediction in self.stream([*good, *bad]):
+            if pixels is not None and prediction.anomaly_map is not None and len(scores) < len(good):
                 pixels.add(prediction.anomaly_map)
-        good_scores = np.array(scores, dtype=np.float32)
-        bad_scores = np.array([prediction.score for prediction in self.stream(bad)], dtype=np.float32)
+            scores.append(prediction.score)
+            scored(len(scores))
+        good_scores, bad_scores = np.split(np.array(scores, dtype=np.float32), [len(good)])
         threshold, guarantee = choose_threshold(good_scores, bad_scores, false_alarms, recall)
         pixel_threshold = None if pixels is None else pixels.compute()
         kept = np.random.default_rng(0).permutation(good_scores)[:_KEPT_SCORES]

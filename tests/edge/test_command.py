@@ -18,7 +18,7 @@ import openvino
 import pytest
 from PIL import Image
 
-from ganomaly_plugin.edge import Detector
+from ganomaly_plugin.edge import Detector, signs
 from ganomaly_plugin.edge.command import main
 from ganomaly_plugin.edge.heat_map import map_path
 
@@ -429,6 +429,28 @@ def test_bench(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
     assert shown.count("images/s") == 2
     percentiles = [float(part.split()[1]) for part in shown.splitlines()[1].removeprefix("latency: ").split(", ")]
     assert 0 < percentiles[0] <= percentiles[1] <= percentiles[2]
+
+
+def test_commands_say_what_they_are_at(
+    tmp_path: Path,
+    trained: Trained,
+    images: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In lines where there is no terminal, and not on standard output."""
+    monkeypatch.setattr(signs, "SECONDS_BETWEEN_LINES", 0)
+    model = str(trained.xml)
+    main(["predict", model, str(images), "--output", str(tmp_path / "results.csv")])
+    *lines, _ = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == [f"{number} images" for number in range(1, 13)]
+
+    main(["calibrate", model, str(images), str(images), "--recall", "0.5", "--output", str(tmp_path / "new.xml")])
+    assert capsys.readouterr().err.splitlines() == [f"{number} of 24 images" for number in range(1, 25)]
+
+    main(["bench", model, "--size", "32", "32", "--seconds", "0.2"])
+    kinds = {line.removesuffix(": 0 of 0.2 s") for line in capsys.readouterr().err.splitlines()}
+    assert kinds == {"one at a time", "stream"}
 
 
 @pytest.mark.parametrize(
