@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 WARNINGS: tuple[tuple[type[Warning], str, str], ...] = (
     # Category, where it comes from, and how it starts. All of anomalib's and Lightning's own code.
@@ -26,6 +27,28 @@ def announce() -> None:
     """Say in a terminal what the command is at, since anomalib takes ten seconds to load."""
     if sys.stderr.isatty() and Path(sys.argv[0]).name == "anomalib":
         sys.stderr.write("Loading anomalib ...\n")
+
+
+def say_what_it_is_at() -> None:
+    """Let the command print lines where bars cannot be seen, since its output goes to a file or another program."""
+    from anomalib import callbacks
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+    from ganomaly_plugin import signs
+
+    stock: Callable[..., list] = callbacks.get_callbacks
+
+    @wraps(stock)
+    def get_callbacks(config: Any) -> list:
+        found = stock(config)
+        is_command = Path(sys.argv[0]).name == "anomalib"
+        if is_command and not sys.stdout.isatty() and getattr(rank_zero_only, "rank", 0) == 0:
+            own = signs.CommandSigns(sys.argv[1])
+            signs.print_regularly(own)
+            found.append(own)
+        return found
+
+    callbacks.get_callbacks = get_callbacks
 
 
 def ignore_warnings() -> None:

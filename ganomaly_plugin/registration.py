@@ -34,6 +34,7 @@ def register(module: ModuleType) -> None:
     """
     if module.__name__ == "anomalib.cli.cli":
         console.print_once(module)
+        console.say_what_it_is_at()
     if module.__name__.startswith("anomalib.pipelines.tiled_ensemble"):
         tiled_ensemble.install(module)
         return

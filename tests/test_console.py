@@ -6,7 +6,9 @@ import re
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from anomalib.cli.cli import AnomalibCLI
@@ -120,6 +122,37 @@ def test_loading_is_announced_in_a_terminal(in_terminal: bool) -> None:
     printed = os.read(terminal, 1000) if in_terminal else result.stderr
     os.close(terminal)
     assert printed.startswith(b"Loading anomalib") == in_terminal
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="has no pseudo-terminals")
+@pytest.mark.parametrize("in_terminal", [True, False])
+def test_lines_say_what_a_training_is_at_where_no_terminal_shows_bars(tmp_path: Path, in_terminal: bool) -> None:
+    """On standard error, and with the step that the training is in."""
+    make_parts(tmp_path / "parts", good=25, bad=5)
+    often = f"from ganomaly_plugin import signs; signs.SECONDS_BETWEEN_LINES = 0.01; {ANOMALIB}"
+    command = [sys.executable, "-c", often, "train", "--config", str(CONFIG), "--data.root", "parts", *SMALL]
+    terminal, other_end = os.openpty()
+    with (
+        (tmp_path / "output.txt").open("wb") as file,
+        subprocess.Popen(
+            command, cwd=tmp_path, stdout=other_end if in_terminal else file, stderr=subprocess.PIPE, text=True
+        ) as process,
+    ):
+        os.close(other_end)
+        if in_terminal:
+            Thread(target=read_all, args=[terminal], daemon=True).start()
+        errors = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, errors
+    lines = re.findall(r"^\d+ s: (\w+)", errors, re.MULTILINE)
+    assert set(lines) == (set() if in_terminal else {"train", "epoch", "test"})
+
+
+def read_all(terminal: int) -> None:
+    """Read what a terminal is sent until nobody sends."""
+    with suppress(OSError):
+        while os.read(terminal, 10_000):
+            pass
 
 
 @pytest.mark.slow

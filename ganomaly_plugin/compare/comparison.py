@@ -3,7 +3,6 @@
 
 import json
 import shutil
-import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -28,14 +27,7 @@ from ganomaly_plugin.compare.grid import KEYS, Grid, Run, read_grid
 from ganomaly_plugin.compare.record import Result, find_damage, read_result, write_json
 from ganomaly_plugin.compare.report import write_report
 from ganomaly_plugin.compare.run import build_datamodule, build_model, check_data, check_trainer
-from ganomaly_plugin.compare.runners import (
-    SECONDS_BETWEEN_LINES,
-    UNFINISHED,
-    RunnerName,
-    run_locally,
-    run_on_ray,
-    visible_gpus,
-)
+from ganomaly_plugin.compare.runners import UNFINISHED, Pace, RunnerName, run_locally, run_on_ray, visible_gpus
 from ganomaly_plugin.compare.summary import Summary
 
 
@@ -107,7 +99,7 @@ def _execute(grid: Grid, folder: Path, jobs: int, runner: RunnerName, ray_addres
 
 
 class _Signs:
-    """Shows what trainings are at: each in a line of the terminal, or elsewhere printed once a minute.
+    """Shows what trainings are at: each in a line of the terminal, or elsewhere printed every few seconds.
 
     Args:
         progress: What shows how many are done.
@@ -116,7 +108,7 @@ class _Signs:
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self.tasks: dict[Path, TaskID] = {}
-        self.printed: dict[Path, float] = {}
+        self.pace = Pace()
 
     def show(self, run: Run, text: str) -> None:
         """Show what a run is at."""
@@ -125,9 +117,8 @@ class _Signs:
             if run.path not in self.tasks:
                 self.tasks[run.path] = self.progress.add_task("", total=None)
             self.progress.update(self.tasks[run.path], description=escape(line))
-        elif time.monotonic() - self.printed.get(run.path, float("-inf")) >= SECONDS_BETWEEN_LINES:
+        elif self.pace.is_due((run.path, text.split()[0])):
             self.progress.console.print(line, markup=False, highlight=False)
-            self.printed[run.path] = time.monotonic()
 
     def end(self, run: Run) -> None:
         """Show a run no longer."""
@@ -301,8 +292,8 @@ def _time(results: list[Result], folder: Path) -> list[timing.TimedExport]:
             if "path" in export
         }
         with _progress() as progress:
-            task = progress.add_task(f"timings on {dataset}", total=timing.ROUNDS)
-            measured = timing.measure(list(possible.values()), partial(progress.advance, task))
+            task = progress.add_task(f"timings on {dataset}", total=len(possible) * (1 + timing.ROUNDS))
+            measured = timing.measure(list(possible.values()), partial(_advance, progress, task, Pace()))
         found = dict(zip(possible, measured, strict=True))
         for (model, name), (_, export) in wanted.items():
             line = found.get((model, name), timing.Timing(reason=export.get("reason", "")))
@@ -320,6 +311,14 @@ def _read_timings(file: Path) -> list[timing.TimedExport]:
     except (TypeError, ValueError):
         Console().print(f"damaged {file.name}: the exports are timed again", highlight=False)
         return []
+
+
+def _advance(progress: Progress, number: TaskID, pace: Pace) -> None:
+    """Show that a step of a task is done: in its bar in a terminal, elsewhere in a line now and then."""
+    progress.advance(number)
+    task = progress.tasks[number]
+    if not progress.console.is_terminal and pace.is_due(number):
+        progress.console.print(f"{task.description}: {task.completed:g} of {task.total:g}", highlight=False)
 
 
 def _progress() -> Progress:

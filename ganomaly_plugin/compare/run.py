@@ -34,6 +34,7 @@ from ganomaly_plugin import image_reader
 from ganomaly_plugin.compare.grid import FAILURE, PROGRESS, Run
 from ganomaly_plugin.compare.metrics import Array, count_pixels, image_metrics, pixel_metrics
 from ganomaly_plugin.compare.record import write_json
+from ganomaly_plugin.signs import TrainerSigns
 
 GALLERY_IMAGES = 200
 """Test images that are kept for the gallery, at most; chosen by the seed."""
@@ -148,7 +149,8 @@ def train_and_test(run: Run, folder: Path) -> None:
     seed_everything(run.seed, workers=True, verbose=False)
     model, datamodule = build_model(run), build_datamodule(run)
     recorder = Recorder(run.every_epoch)
-    callbacks = [recorder, ProgressFile(folder / PROGRESS)]
+    progress = ProgressFile(folder / PROGRESS)
+    callbacks = [recorder, progress]
     with tempfile.TemporaryDirectory() as checkpoints:
         engine = build_engine(checkpoints, callbacks, run.trainer)
         start = time.perf_counter()
@@ -161,6 +163,7 @@ def train_and_test(run: Run, folder: Path) -> None:
         engine.test(model, datamodule=datamodule, verbose=False)
         test_seconds = time.perf_counter() - start
 
+    progress.write("metrics")
     scores, labels = recorder.joined("scores").double().numpy(), recorder.joined("labels").double().numpy()
     train, test = (hash_images(getattr(datamodule, f"{part}_data")) for part in ("train", "test"))
     if not np.array_equal(test.labels[: len(labels)], labels):
@@ -174,6 +177,8 @@ def train_and_test(run: Run, folder: Path) -> None:
         arrays |= count_pixels(maps.numpy(), masks.numpy())._asdict()
     np.savez_compressed(folder / "scores.npz", **arrays)
     np.savez_compressed(folder / "gallery.npz", **gallery(recorder, run.seed))
+    if run.openvino:
+        progress.write(f"export to torch, {', '.join(run.openvino)}")
     record = {
         "metrics": {name: metrics[name] for name in run.metrics or metrics},
         # The last epoch's is the test's own, after what the model does when training ends.
@@ -242,7 +247,7 @@ class Recorder(Callback):
                 self.losses.setdefault(name, []).append(float(value))
 
 
-class ProgressFile(Callback):
+class ProgressFile(TrainerSigns):
     """Says in a file what the training is at.
 
     Args:
@@ -253,24 +258,15 @@ class ProgressFile(Callback):
         self.file = file
         self.written = 0.0
 
-    def on_train_batch_end(
-        self, trainer: Trainer, _module: LightningModule, _outputs: Any, _batch: Any, batch_idx: int
-    ) -> None:
-        """Name epoch and batch."""
-        epochs = f" of {trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
-        self._say(f"epoch {trainer.current_epoch + 1}{epochs}, batch {batch_idx + 1} of {trainer.num_training_batches}")
+    def write(self, text: str) -> None:
+        """Say what comes now, whenever the last sign was."""
+        self.file.write_text(text)
+        self.written = time.monotonic()
 
-    def on_test_batch_end(
-        self, trainer: Trainer, _module: LightningModule, _outputs: Any, _batch: Any, batch_idx: int, *_: Any
-    ) -> None:
-        """Name the batch."""
-        self._say(f"test, batch {batch_idx + 1} of {trainer.num_test_batches[0]}")
-
-    def _say(self, text: str) -> None:
-        now = time.monotonic()
-        if now - self.written >= SECONDS_BETWEEN_SIGNS:
-            self.file.write_text(text)
-            self.written = now
+    def say(self, text: str) -> None:
+        """Say what the trainer is at, unless the last sign has just been."""
+        if time.monotonic() - self.written >= SECONDS_BETWEEN_SIGNS:
+            self.write(text)
 
 
 def raw_scores(outputs: Any) -> torch.Tensor:

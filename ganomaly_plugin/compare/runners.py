@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
@@ -23,8 +23,23 @@ RETRIES = 3
 LOG = "log.txt"
 UNFINISHED = ".unfinished-"
 """Stands in the names of the folders of runs that are not finished, after the run's seed."""
-SECONDS_BETWEEN_LINES = 60.0
+SECONDS_BETWEEN_LINES = 5.0
 """How often a training says what it is at where there is no terminal, at most."""
+
+
+class Pace:
+    """Tells when a line is due: the first of its kind at once, the next ones ``SECONDS_BETWEEN_LINES`` later."""
+
+    def __init__(self) -> None:
+        self._printed: dict[Hashable, float] = {}
+
+    def is_due(self, kind: Hashable) -> bool:
+        """Return whether to print a line of this kind now."""
+        now = time.monotonic()
+        if now - self._printed.get(kind, float("-inf")) < SECONDS_BETWEEN_LINES:
+            return False
+        self._printed[kind] = now
+        return True
 
 
 def visible_gpus(count: int) -> list[str]:
@@ -54,7 +69,7 @@ def run_locally(
         folder: Where the runs' folders go.
         jobs: Processes at a time; each gets an equal part of the processor's cores.
         gpus: Names of the accelerators, each for one process at a time; ``jobs`` should be their number.
-        say: Called from threads with what a run is at, whenever that changes.
+        say: Called from threads with what a run is at, every second; the first word names its stage.
     """
     places: SimpleQueue[dict[str, str]] = SimpleQueue()
     threads = _threads(jobs)
@@ -135,13 +150,11 @@ def _run_for_ray(text: str, threads: int) -> tuple[int, dict[str, bytes]]:
     What the worker prints, Ray prints where the comparison was started.
     """
     run = Run.from_json(text)
-    said = time.monotonic()
+    pace = Pace()
 
     def say(what: str) -> None:
-        nonlocal said
-        if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
+        if pace.is_due(what.split()[0]):
             print(f"{run.title}: {what}", flush=True)
-            said = time.monotonic()
 
     with tempfile.TemporaryDirectory() as name:
         folder = _fresh_folder(Path(name) / "run", run)
@@ -167,15 +180,13 @@ def _start(folder: Path, threads: int, environment: dict[str, str]) -> subproces
 
 def _wait(process: subprocess.Popen[bytes], folder: Path, say: Callable[[str], None]) -> int:
     """Wait for a run's process, tell what it is at, and return its status."""
-    file, said = folder / PROGRESS, ""
+    file, text = folder / PROGRESS, "loading"
     while True:
         try:
             status = process.wait(timeout=1)
         except subprocess.TimeoutExpired:
-            text = file.read_text() if file.exists() else ""
-            if text != said:
-                say(text)
-                said = text
+            text = (file.read_text() if file.exists() else "") or text  # Empty while it is being written.
+            say(text)
         else:
             file.unlink(missing_ok=True)
             return status

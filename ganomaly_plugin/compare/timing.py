@@ -59,14 +59,17 @@ def measure(exports: Sequence[Export], advance: Callable[[], None]) -> list[Timi
 
     Args:
         exports: What to measure.
-        advance: Called after each round, ``ROUNDS`` times.
+        advance: Called when an export has been loaded, and after each of its turns, ``ROUNDS`` times.
     """
     with ExitStack() as stack:
-        workers = [stack.enter_context(_Worker(export)) for export in exports]
+        workers = []
+        for export in exports:
+            workers.append(stack.enter_context(_Worker(export)))
+            advance()
         for _ in range(ROUNDS):
             for worker in workers:
                 worker.take_turn()
-            advance()
+                advance()
     return [worker.timing() for worker in workers]
 
 

@@ -174,7 +174,8 @@ def test_killed_at_any_moment_and_resumed(compared: Compared, tmp_path: Path) ->
     assert finished
 
     printed = subprocess.run([*command, "--resume"], check=True, stdout=subprocess.PIPE, text=True).stdout
-    assert re.search(r"GANomaly on digits \(8\), seed \d: (epoch \d of 3|test), batch \d+ of \d+", printed)
+    assert re.search(r"GANomaly on digits \(8\), seed \d: loading\n", printed)
+    assert re.search(r"GANomaly on digits \(8\), seed \d: (epoch \d of 3|test), batch \d+ of \d+\n", printed)
     assert not list(output.rglob("*.unfinished*"))
     assert all(path.stat().st_mtime_ns == written for path, written in finished.items())
     for seed in (0, 1):
