@@ -15,6 +15,8 @@ from anomalib.cli.cli import AnomalibCLI
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from tests.processes import running
+
 CONFIG = Path(__file__).parents[1] / "configs" / "my_folder.yaml"
 ANOMALIB = "import sys; sys.argv[0] = 'anomalib'; from anomalib.cli.cli import main; main()"
 SMALL = ["--model", "ganomaly", "--model.image_size", "32", "--model.n_features", "4", "--trainer.max_epochs", "1"]
@@ -135,14 +137,14 @@ def test_lines_say_what_a_training_is_at_where_no_terminal_shows_bars(tmp_path: 
     terminal, other_end = os.openpty()
     with (
         (tmp_path / "output.txt").open("wb") as file,
-        subprocess.Popen(
-            command, cwd=tmp_path, stdout=other_end if in_terminal else file, stderr=subprocess.PIPE, text=True
+        running(
+            command, seconds=300, cwd=tmp_path, stdout=other_end if in_terminal else file, stderr=subprocess.PIPE
         ) as process,
     ):
         os.close(other_end)
         if in_terminal:
             Thread(target=read_all, args=[terminal], daemon=True).start()
-        errors = process.communicate(timeout=300)[1]
+        errors = process.communicate()[1]
     assert process.returncode == 0, errors
     lines = re.findall(r"^\d+ s: (\w+)", errors, re.MULTILINE)
     assert set(lines) == (set() if in_terminal else {"train", "epoch", "test"})

@@ -10,14 +10,18 @@ import importlib
 import io
 import math
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
+INTERRUPTION = "ganomaly-edge: interrupted; --resume continues the file of --output."
 REQUIRED = {"numpy", "openvino", "PIL"}
 """What a device has to have installed."""
 
@@ -29,10 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 if all images are normal, 1 if some are anomalous, 2 after an error, 130 after Ctrl-C.
     """
     try:
-        options = _parser().parse_args(arguments)
+        with _interruption_ends_at_once():
+            options = _parser().parse_args(arguments)
+            command = importlib.import_module(f"ganomaly_plugin.edge.{options.module}")
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="surrogateescape")  # Names of files may hold any bytes.
-        status: int = importlib.import_module(f"ganomaly_plugin.edge.{options.module}").run(options)
+        status: int = command.run(options)
         sys.stdout.flush()
     except BrokenPipeError:  # Whoever read the results has gone, and Python would complain of it once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -44,9 +50,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ganomaly-edge: {reason}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("ganomaly-edge: interrupted; --resume continues the file of --output.", file=sys.stderr)
+        print(INTERRUPTION, file=sys.stderr)
         return INTERRUPTED
     return status
+
+
+@contextmanager
+def _interruption_ends_at_once() -> Iterator[None]:
+    """Let Ctrl-C end the process without an exception, while modules are imported and nothing has been written.
+
+    Python imports with locks that it releases in callbacks of weak references. An exception there is swallowed, and its
+    lock stays taken: whatever imports something later waits for ever.
+    """
+
+    def end(*_: Any) -> NoReturn:
+        os.write(2, f"{INTERRUPTION}\n".encode())  # Whatever was interrupted may be writing to sys.stderr.
+        os._exit(INTERRUPTED)
+
+    ours = threading.current_thread() is threading.main_thread()  # Others must not set handlers.
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -29,6 +29,7 @@ from ganomaly_plugin.compare.record import find_damage, write_json
 from ganomaly_plugin.compare.run import peak_memory
 from ganomaly_plugin.compare.runners import visible_gpus
 from ganomaly_plugin.compare.summary import BEST_EPOCH, CHANGE, MEAN
+from tests.processes import running
 
 from .conftest import Compared, configuration, ganomaly
 
@@ -162,7 +163,7 @@ def test_killed_at_any_moment_and_resumed(compared: Compared, tmp_path: Path) ->
     output = tmp_path / "results"
     command = [str(PROGRAM), "compare", "--config", str(config), "--output", str(output), "--jobs", "2"]
 
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with running(command, seconds=300, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert any("done GANomaly on digits (8)" in line for line in process.stdout)
         children = psutil.Process(process.pid).children()
@@ -301,13 +302,13 @@ def test_ray_survives_the_death_of_a_worker(compared: Compared, tmp_path: Path) 
     """On a real local cluster, a worker killed in the middle loses nothing, and the scores are those of processes."""
     ray = pytest.importorskip("ray")
     config = configuration(compared.digits, ganomaly()) | {"openvino": []}
-    killer = subprocess.Popen([sys.executable, "-c", KILL_FIRST_WORKER, str(os.getpid())], stdout=subprocess.PIPE)
-    try:
-        summary = compare(config, tmp_path, jobs=2, runner="ray")
-    finally:
-        ray.shutdown()
-        killed = killer.communicate(timeout=30)[0]
-    assert killed == b"killed\n"
+    command = [sys.executable, "-c", KILL_FIRST_WORKER, str(os.getpid())]
+    with running(command, seconds=300, stdout=subprocess.PIPE) as killer:
+        try:
+            summary = compare(config, tmp_path, jobs=2, runner="ray")
+        finally:
+            ray.shutdown()
+        assert killer.communicate(timeout=30)[0] == "killed\n"
     assert len(summary.done) == 2
     for seed in (0, 1):
         there, here = (read_scores(folder, "GANomaly", seed) for folder in (tmp_path, compared.folder))

@@ -10,8 +10,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino
@@ -19,8 +22,9 @@ import pytest
 from PIL import Image
 
 from ganomaly_plugin.edge import Detector, signs
-from ganomaly_plugin.edge.command import main
+from ganomaly_plugin.edge.command import INTERRUPTION, main
 from ganomaly_plugin.edge.heat_map import map_path
+from tests.processes import running
 
 from .conftest import Trained
 
@@ -294,9 +298,8 @@ def test_video_that_cannot_be_read(tmp_path: Path, trained: Trained, images: Pat
 
 def test_predictions_come_while_the_list_waits(trained: Trained, images: Path) -> None:
     """A line on standard input is answered before the next one comes."""
-    with subprocess.Popen(
-        [*COMMAND, "predict", str(trained.xml), "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
+    arguments = [*COMMAND, "predict", str(trained.xml), "-"]
+    with running(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None and process.stdout is not None
         process.stdout.readline()
         for file in sorted(images.iterdir())[:3]:
@@ -311,9 +314,10 @@ def test_two_processes_never_write_one_file(tmp_path: Path, trained: Trained, im
     """The second one ends at once and says why."""
     output = tmp_path / "results.csv"
     arguments = [*COMMAND, "predict", str(trained.xml), "-", "--output", str(output), "--resume"]
-    with subprocess.Popen(arguments, stdin=subprocess.PIPE, text=True) as first:
+    with running(arguments, stdin=subprocess.PIPE) as first:
         assert first.stdin is not None
         while not (output.exists() and output.stat().st_size):
+            assert first.poll() is None
             time.sleep(0.05)
         second = subprocess.run(arguments, input=str(images), capture_output=True, text=True)
         first.communicate(str(images))
@@ -339,20 +343,50 @@ def test_interruption_at_any_time(trained: Trained, images: Path, delay: float) 
     # Programs in the background of a shell's script inherit that it is ignored.
     heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     code = f"{heed}; import sys; from ganomaly_plugin.edge.command import main; print(flush=True); {EXIT}"
-    with subprocess.Popen(
-        [sys.executable, "-c", code, "predict", str(trained.xml), "-"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    pipes = dict.fromkeys(["stdin", "stdout", "stderr"], subprocess.PIPE)
+    with running([sys.executable, "-c", code, "predict", str(trained.xml), "-"], **pipes) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.readline()
         time.sleep(delay)
         process.send_signal(signal.SIGINT)
         process.wait(30)
-        assert process.stderr.read() == "ganomaly-edge: interrupted; --resume continues the file of --output.\n"
+        assert process.stderr.read() == f"{INTERRUPTION}\n"
     assert process.returncode == 130
+
+
+INTERRUPT_AN_IMPORT = """
+import signal, sys, weakref
+from ganomaly_plugin.edge.command import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "ganomaly_plugin.edge.bench":
+            reference = weakref.ref(set(), lambda _: signal.raise_signal(signal.SIGINT))
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def test_interruption_where_python_swallows_exceptions() -> None:
+    """As in the callbacks of its import system, where a lock would stay taken for ever."""
+    command = [sys.executable, "-c", INTERRUPT_AN_IMPORT + EXIT, "bench", "lost.xml"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.stderr == f"{INTERRUPTION}\n"
+    assert ended.returncode == 130
+
+
+@pytest.mark.parametrize("handler", [signal.default_int_handler, lambda *_: None], ids=["Python's", "own"])
+def test_handlers_of_signals_stay(handler: Callable[..., Any]) -> None:
+    """Whoever calls the command in Python keeps what Ctrl-C does, and may call it in any thread."""
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        assert main(["bench", "lost.xml"]) == 2
+        assert signal.getsignal(signal.SIGINT) is handler
+        with ThreadPoolExecutor(1) as thread:
+            assert thread.submit(main, ["bench", "lost.xml"]).result() == 2
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("library", ["openvino", "numpy", "PIL"])
@@ -367,9 +401,8 @@ def test_missing_library(library: str) -> None:
 def test_reader_that_goes_away(trained: Trained, images: Path) -> None:
     """As ``head`` does: no traceback."""
     arguments = [*COMMAND, "predict", str(trained.xml), "-"]
-    with subprocess.Popen(
-        arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    pipes = dict.fromkeys(["stdin", "stdout", "stderr"], subprocess.PIPE)
+    with running(arguments, **pipes) as process:
         assert process.stdin is not None and process.stdout is not None and process.stderr is not None
         process.stdout.readline()
         process.stdout.close()
