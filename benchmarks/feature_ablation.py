@@ -137,8 +137,8 @@ def test(module: FeatureGANomaly, levels: list[torch.Tensor], images: Images) ->
     """Return image and pixel AUROC."""
     scores, maps = [], []
     for start in range(0, len(images.labels), 32):
-        whitened = module.model.space.statistics([level[start : start + 32].float() for level in levels])
-        output = module.model.score(module.model.space.join(whitened))
+        space = module.model.space
+        output = module.model.score(space.whiten([level[start : start + 32] for level in levels], space.statistics))
         scores.append(output.pred_score)
         maps.append(output.anomaly_map[:, 0, ::4, ::4])
     return {

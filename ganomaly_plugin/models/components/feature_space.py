@@ -18,6 +18,10 @@ class BackboneFeatures(Space):
     Feature maps are averaged over 3x3 places, whitened by :class:`PlaceStatistics`, and joined at the places of the
     coarsest: a finer level has several vectors there. The unit of an error is the variance of normal images.
 
+    A target holds ``2 C`` channels: the whitened features, in which errors are measured, and after them the same
+    features less their mean alone. These keep the directions in which normal images differ most, from which a generator
+    tells what kind of image it sees.
+
     Args:
         image_size: Height and width of the images in pixels, each at least 28.
         input_channels: 3 for colour; 1 turns images grey.
@@ -76,30 +80,38 @@ class BackboneFeatures(Space):
             levels.append(pooled if pooled.shape[-2:] == size else F.interpolate(pooled, size, mode="bilinear"))
         return levels
 
-    def join(self, levels: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Put whitened levels ``(B, C, h, w)`` side by side at the places of the coarsest."""
-        parts = [F.pixel_unshuffle(level, factor) for level, factor in zip(levels, self.factors, strict=True)]
-        return torch.cat(parts, 1)
+    def split(self, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the whitened and the centred features ``(B, C, h, w)`` of a target."""
+        whitened, centred = target.chunk(2, 1)
+        return whitened, centred
+
+    def whiten(self, levels: Sequence[torch.Tensor], statistics: PlaceStatistics) -> torch.Tensor:
+        """Return the target ``(B, 2 C, h, w)`` of levels ``(B, C, h, w)`` by some statistics of them.
+
+        Levels stand side by side at the places of the coarsest.
+        """
+        parts = zip([*statistics(levels), *statistics.centre(levels)], self.factors * 2, strict=True)
+        return torch.cat([F.pixel_unshuffle(level, factor) for level, factor in parts], 1)
 
     def target(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the whitened features."""
-        return self.join(self.statistics(self.features(images)))
+        """Return the whitened and the centred features, ``(B, 2 C, h, w)``."""
+        return self.whiten(self.features(images), self.statistics)
 
     def error(self, target: torch.Tensor, reconstruction: torch.Tensor) -> torch.Tensor:
-        """Return the squared differences."""
-        return (target - reconstruction).square()
+        """Return the squared differences to the whitened features."""
+        return (self.split(target)[0] - reconstruction).square()
 
     def show(self, reconstruction: torch.Tensor) -> None:
         """Show nothing: features are no picture."""
         del reconstruction
 
     def to_map(self, error: torch.Tensor) -> torch.Tensor:
-        """Turn errors into anomaly maps as :class:`Space` does, the finer levels in their own resolution."""
+        """Turn errors into anomaly maps as :class:`Space` does; each level in its own resolution, with equal weight."""
         finest = (self.size[0] * max(self.factors), self.size[1] * max(self.factors))
-        total: torch.Tensor | float = 0.0
+        levels = []
         for part, factor in zip(error.split(self.level_channels, 1), self.factors, strict=True):
-            sums = F.pixel_shuffle(part, factor).sum(1, keepdim=True)
-            total = total + (sums if sums.shape[-2:] == finest else F.interpolate(sums, finest, mode="bilinear"))
-        maps = torch.as_tensor(total) / sum(self.backbone.channels)
+            level = F.pixel_shuffle(part, factor).mean(1, keepdim=True)
+            levels.append(level if level.shape[-2:] == finest else F.interpolate(level, finest, mode="bilinear"))
+        maps = torch.stack(levels).mean(0)
         smoothed: torch.Tensor = self.smooth(F.interpolate(maps, self.image_size, mode="bilinear"))
         return smoothed

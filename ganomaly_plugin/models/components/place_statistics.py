@@ -62,13 +62,16 @@ class PlaceStatistics(nn.Module):
 
     def forward(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Whiten the levels ``(B, C, h, w)`` of images, fine to coarse, and keep their shapes."""
-        whitened: list[torch.Tensor] = []
-        parent: torch.Tensor | None = None
-        for level, feature, unit in reversed(list(zip(self._levels, features, self.unit, strict=True))):
-            centred = level.centre(feature)
-            whitened.append(level.whiten(centred, parent) / unit)
-            parent = centred
-        return whitened[::-1]
+        centred = self.centre(features)
+        parents = [*centred[1:], None]
+        return [
+            level.whiten(feature, parent) / unit
+            for level, feature, parent, unit in zip(self._levels, centred, parents, self.unit, strict=True)
+        ]
+
+    def centre(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Scale the levels ``(B, C, h, w)`` of images and take off their means, without whitening them."""
+        return [level.centre(feature) for level, feature in zip(self._levels, features, strict=True)]
 
     @torch.no_grad()
     def fit(self, features: Sequence[torch.Tensor]) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from anomalib.data import ImageBatch
-from rich.progress import track
 
 from ganomaly_plugin.models.components.backbone import Backbone
 from ganomaly_plugin.models.components.checks import check_at_least
@@ -33,7 +32,7 @@ class FeatureGANomaly(DetectorModule):
     et al., 2021), and predicts how much they vary in this image. What remains is the anomaly map.
 
     One pass over the training images measures what is usual. Without augmentations it also keeps the images' features,
-    at the default settings 140 kB an image, so that the backbone sees every training image once.
+    at the default settings 280 kB an image, so that the backbone sees every training image once.
 
     Logged per epoch: ``loss_reconstruction`` and the losses of the networks that there are (``loss_latent``,
     ``loss_adversarial``, ``loss_discriminator``) in training, ``val_score`` and ``image_AUROC`` in validation.
@@ -104,7 +103,7 @@ class FeatureGANomaly(DetectorModule):
         n_features: int = 48,
         max_features: int | None = 96,
         image_size: int | tuple[int, int] = 256,
-        map_sigma: float = 4.0,
+        map_sigma: float = 7.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -175,11 +174,7 @@ class FeatureGANomaly(DetectorModule):
         names: list[str] = []
         batches: list[list[torch.Tensor]] = []
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            total = int(self.trainer.num_training_batches)
-            hidden = not self.trainer.is_global_zero or self.trainer.progress_bar_callback is None
-            for paths, images in track(
-                training_batches(self), "Features of the training images", total, disable=hidden
-            ):
+            for paths, images in training_batches(self):
                 names += paths or [f"image {len(names) + index}" for index in range(len(images))]
                 # Twice as many images fit into memory in half precision, and scores change in the fourth digit.
                 batches.append([level.half() for level in self.model.space.features(images)])

@@ -113,7 +113,7 @@ class Decoder(nn.Module):
 
 
 class Generator(nn.Module):
-    """Encoder and decoder of whitened features.
+    """Encoder of centred features, and decoder to whitened ones.
 
     The encoder sees them softly limited to a few standard deviations, so that an anomaly cannot explain itself.
     """
@@ -123,9 +123,9 @@ class Generator(nn.Module):
         self.encoder = Encoder(shape)
         self.decoder = Decoder(shape, n_levels)
 
-    def forward(self, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return reconstructions ``(B, C, h, w)``, log-variances ``(B, L, h, w)`` and codes of targets."""
-        code = self.encoder(limit(target))
+    def forward(self, centred: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return reconstructions ``(B, C, h, w)``, log-variances ``(B, L, h, w)`` and codes of centred features."""
+        code = self.encoder(limit(centred))
         return (*self.decoder(code), code)
 
 
@@ -138,15 +138,15 @@ class Discriminator(nn.Module):
         self.features = encoder.features
         self.classifier = encoder.to_code
 
-    def forward(self, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return logits ``(B,)`` and features ``(B, F, h, w)`` of targets ``(B, C, h, w)``."""
-        features = self.features(limit(target))
+    def forward(self, whitened: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return logits ``(B,)`` and features ``(B, F, h, w)`` of whitened features ``(B, C, h, w)``."""
+        features = self.features(limit(whitened))
         return self.classifier(features).flatten(), features
 
 
-def limit(target: torch.Tensor) -> torch.Tensor:
-    """Limit whitened features softly to three standard deviations."""
-    return 3 * torch.tanh(target / 3)
+def limit(features: torch.Tensor) -> torch.Tensor:
+    """Limit features of unit variance softly to three standard deviations."""
+    return 3 * torch.tanh(features / 3)
 
 
 class FeatureGANomalyModel(DetectorModel):
@@ -216,14 +216,16 @@ class FeatureGANomalyModel(DetectorModel):
             self.register_buffer("usual_scores", torch.ones(2))
 
     def losses(self, target: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the unweighted losses of targets ``(B, C, h, w)``; those of networks that exist."""
-        reconstruction, log_variance, code = self.networks["generator"](target)
-        likelihood = reconstruction_loss(target, reconstruction, self._spread(log_variance), self.space.channel_weights)
+        """Return the unweighted losses of targets ``(B, 2 C, h, w)``; those of networks that exist."""
+        whitened, centred = self.space.split(target)
+        reconstruction, log_variance, code = self.networks["generator"](centred)
+        log_variance = self._spread(log_variance)
+        likelihood = reconstruction_loss(whitened, reconstruction, log_variance, self.space.channel_weights)
         losses = {"loss_reconstruction": likelihood}
         if "second_encoder" in self.networks:
             losses["loss_latent"] = latent_loss(code, self.networks["second_encoder"](limit(reconstruction)))
         if "discriminator" in self.networks:
-            real_logits, real_features = self.networks["discriminator"](target)
+            real_logits, real_features = self.networks["discriminator"](whitened)
             fake_logits, fake_features = self.networks["discriminator"](reconstruction)
             losses["loss_adversarial"] = feature_matching_loss(real_features, fake_features)
             losses["loss_discriminator"] = discriminator_loss(real_logits, fake_logits)
@@ -244,17 +246,23 @@ class FeatureGANomalyModel(DetectorModel):
         """Set the units of the latent score and of the sum.
 
         Args:
-            targets: Targets ``(B, C, h, w)`` of all training images.
+            targets: Targets ``(B, 2 C, h, w)`` of all training images.
         """
         differences, residuals = [], []
         for target in targets:
-            generated = self.inference_networks["generator"](target)
+            generated = self._generate(target)
             differences.append(self._latent_difference(*generated))
             residuals.append(largest(self._residual(target, *generated)[0], self.top_fraction))
         difference = torch.cat(differences)
         self.whitening.copy_(whitening_matrix(difference.T @ difference / len(difference)))
         usual_latent = (difference @ self.whitening).square().mean()
         self.usual_scores.copy_(torch.stack([torch.cat(residuals).mean(), usual_latent]))
+
+    def _generate(self, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        generated: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = self.inference_networks["generator"](
+            self.space.split(target)[1]
+        )
+        return generated
 
     def _latent_difference(
         self, reconstruction: torch.Tensor, _log_variance: torch.Tensor, code: torch.Tensor
@@ -271,8 +279,8 @@ class FeatureGANomalyModel(DetectorModel):
         return self.space.to_map(self.space.error(target, predicted) * precision), predicted
 
     def score(self, target: torch.Tensor) -> Output:
-        """Score targets ``(B, C, h, w)``, and map their residuals."""
-        generated = self.inference_networks["generator"](target)
+        """Score targets ``(B, 2 C, h, w)``, and map their residuals."""
+        generated = self._generate(target)
         anomaly_map, predicted = self._residual(target, *generated)
         score = largest(anomaly_map, self.top_fraction)
         if self.score_name != "residual":

@@ -25,7 +25,7 @@ class TrainingFeatures:
         space: The space, whose statistics are set.
         names: Name of each image, all different.
         levels: Features ``(N, C, h, w)`` of the images, fine to coarse.
-        keep: Whether to keep the features of all images, ``N * (sum of C * h * w) * 2`` bytes of 16-bit numbers, for
+        keep: Whether to keep the targets of all images, ``N * (sum of C * h * w) * 4`` bytes of 16-bit numbers, for
             images that never change.
     """
 
@@ -39,24 +39,26 @@ class TrainingFeatures:
         folds = torch.arange(len(names), device=levels[0].device) % FOLDS
         space.statistics.fit(levels)
         self._held_out = []
-        parts = [torch.empty_like(level, dtype=torch.float16) for level in levels]
         squares = torch.zeros(len(levels), device=levels[0].device)
         for fold in range(min(FOLDS, len(names))):
             statistics = deepcopy(space.statistics)
             if len(names) > 1:
                 statistics.fit([level[folds != fold] for level in levels])
             whitened = statistics([level[folds == fold] for level in levels])
-            for index, (part, values) in enumerate(zip(parts, whitened, strict=True)):
-                part[folds == fold] = values.half()
-                squares[index] += values.square().sum()
+            squares += torch.stack([part.square().sum() for part in whitened])
             self._held_out.append(statistics)
         unit = (squares / torch.tensor([level.numel() for level in levels], device=squares.device)).sqrt()
         for statistics in [space.statistics, *self._held_out]:
             statistics.unit.copy_(unit)
-        self._parts = [part / each.half() for part, each in zip(parts, unit, strict=True)] if keep else None
+        self._kept: torch.Tensor | None = None
+        if keep:
+            size = (len(names), 2 * space.channels, *space.size)
+            self._kept = torch.empty(size, dtype=torch.float16, device=levels[0].device)
+            for fold, statistics in enumerate(self._held_out):
+                self._kept[folds == fold] = space.whiten([level[folds == fold] for level in levels], statistics).half()
 
     def target(self, names: Sequence[str], images: torch.Tensor) -> torch.Tensor:
-        """Return the targets ``(B, C, h, w)`` of training images.
+        """Return the targets ``(B, 2 C, h, w)`` of training images.
 
         Images that were not measured, such as those of an incomplete batch that the loader left out, are new to the
         statistics of all images.
@@ -66,14 +68,14 @@ class TrainingFeatures:
             images: Pre-processed images ``(B, 3, H, W)``, used where features are not kept.
         """
         indices = [self.index.get(name) for name in names]
-        computed = [place for place, index in enumerate(indices) if self._parts is None or index is None]
+        computed = [place for place, index in enumerate(indices) if self._kept is None or index is None]
         levels = self.space.features(images[computed]) if computed else []
-        whitened = []
+        targets = []
         for place, index in enumerate(indices):
-            if self._parts is not None and index is not None:
-                whitened.append([part[[index]].float() for part in self._parts])
+            if self._kept is not None and index is not None:
+                targets.append(self._kept[index].float())
             else:
                 statistics = self.space.statistics if index is None else self._held_out[index % FOLDS]
                 row = computed.index(place)
-                whitened.append(statistics([level[[row]] for level in levels]))
-        return self.space.join([torch.cat(parts) for parts in zip(*whitened, strict=True)])
+                targets.append(self.space.whiten([level[[row]] for level in levels], statistics)[0])
+        return torch.stack(targets)
