@@ -36,7 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "covariance of 2x2 places": {"neighbourhood": 2},
     "covariance of 4x4 places": {"neighbourhood": 4},
     "rank 0.25": {"rank": 0.25},
-    "small": {"rank": 0.1, "neighbourhood": 2, "n_features": 16, "max_features": 32},
+    "small": {"rank": 0.35, "neighbourhood": 2, "n_features": 16, "max_features": 32},
     "prediction alone": {"prediction_weight": 1.0},
     "no predicted variance": {"predict_variance": False},
     "spatial code, 1x1": {"code": "spatial", "latent_vec_size": 32},

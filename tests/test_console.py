@@ -19,7 +19,7 @@ from tests.processes import running
 
 CONFIG = Path(__file__).parents[1] / "configs" / "my_folder.yaml"
 ANOMALIB = "import sys; sys.argv[0] = 'anomalib'; from anomalib.cli.cli import main; main()"
-SMALL = ["--model", "ganomaly", "--model.image_size", "32", "--model.n_features", "4", "--trainer.max_epochs", "1"]
+SMALL = ["--model.image_size", "64", "--model.pre_trained", "false", "--trainer.max_epochs", "1"]
 
 
 def make_parts(root: Path, **numbers: int) -> Path:

@@ -186,7 +186,7 @@ def test_yaml_names(capsys: pytest.CaptureFixture[str], tmp_path: Path, model: o
 def test_shipped_configs_parse(capsys: pytest.CaptureFixture[str], config: str) -> None:
     """Every YAML that is shipped names arguments that exist."""
     parsed = printed_config(capsys, "--config", str(ROOT / "configs" / f"{config}.yaml"))
-    name = "FeatureGANomaly" if config == "feature_ganomaly" else "GANomaly"
+    name = "FeatureGANomaly" if config in {"feature_ganomaly", "my_folder"} else "GANomaly"
     assert parsed["model"]["class_path"] == f"ganomaly_plugin.{name}"
 
 

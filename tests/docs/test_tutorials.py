@@ -43,11 +43,12 @@ def test_python_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("pages", [LINE, COMPARE], ids=["line", "compare"])
 def test_commands_run(pages: tuple[str, ...], tmp_path: Path) -> None:
-    """As they are written, but for the configuration, which trains two epochs."""
+    """As they are written, but for the configuration, which trains two epochs of small images without a download."""
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     file = tmp_path / "configs" / "my_folder.yaml"
     config = yaml.safe_load(file.read_text())
     config["trainer"] |= {"max_epochs": 2, "accelerator": "cpu"}
+    config["model"]["init_args"] |= {"image_size": 64, "pre_trained": False}
     file.write_text(yaml.safe_dump(config))
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     shells = {"bash": ["bash", "-e", "-c"], "python": [sys.executable, "-c"]}

@@ -169,6 +169,11 @@ class ModelTester(Builder):
         *(pytest.param(size, marks=pytest.mark.slow) for size in ((224, 224), (256, 234), (300, 700))),
     )
 
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Take the sizes of the subclass."""
+        if "size" in metafunc.fixturenames:
+            metafunc.parametrize("size", self.SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+
     def train(self, root: Path, datamodule: Folder, **kwargs: Any) -> AnomalibModule:
         """Train a model from a fixed seed."""
         seed_everything(7)
@@ -278,7 +283,6 @@ class ModelTester(Builder):
             torch.equal(value.nan_to_num(), resumed.state_dict()[name].nan_to_num()) for name, value in whole.items()
         )
 
-    @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
     def test_any_size_trains_and_scores(self, tmp_path: Path, digits_folder: Path, size: tuple[int, int]) -> None:
         """Square or not, odd or even, every size from 28 up trains two steps and gives a map of its own size."""
         model = self.build(image_size=size)

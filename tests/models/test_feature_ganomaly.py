@@ -2,6 +2,7 @@
 """GANomaly on backbone features."""
 
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +34,24 @@ def build(image_size: tuple[int, int] | int = (32, 32), **kwargs: Any) -> Featur
     return FeatureGANomaly(image_size=image_size, pre_trained=False, **settings)
 
 
-class TestFeatureGANomaly(ModelTester, ExportTester):
+class TestFeatureGANomaly(ModelTester):
     """What every model must do, with all networks that it can have."""
 
     PANELS = 3
     SIZES = ((28, 28), (39, 39), pytest.param((256, 234), marks=pytest.mark.slow))
-    INFERENCE_PARAMETERS = 2_184 + 192 + 192 + 2_466  # A convolution and a code each way, from 272 channels to 274.
 
     def build(self, image_size: tuple[int, int] = (32, 32), input_channels: int = 3, **kwargs: Any) -> FeatureGANomaly:
         return build(image_size, input_channels=input_channels, **({"wadv": 1, "wenc": 1} | kwargs))
+
+
+class TestExports(ExportTester):
+    """On a backbone of few layers, since exporting each takes its time."""
+
+    INFERENCE_PARAMETERS = 3_080 + 192 + 192 + 3_474  # A convolution and a code each way, from 384 channels to 386.
+
+    def build(self, image_size: tuple[int, int] = (32, 32), input_channels: int = 3, **kwargs: Any) -> FeatureGANomaly:
+        settings = {"backbone": "resnet10t", "strides": (4, 8), "wadv": 1, "wenc": 1} | kwargs
+        return build(image_size, input_channels=input_channels, **settings)
 
 
 class TestBackbone:
@@ -107,6 +117,7 @@ class TestBackbone:
             ({"neighbourhood": 0}, "neighbourhood is 0; it must be at least 1"),
             ({"prediction_weight": 1.5}, "prediction_weight is 1.5"),
             ({"kernel_size": 2}, "kernel_size is 2; it must be odd"),
+            ({"steps_per_batch": 0}, "steps_per_batch is 0; it must be at least 1"),
             ({"score": "latent"}, "score is 'latent', which needs two codes"),
             ({"image_size": 20}, "each side must be at least 28"),
         ],
@@ -134,6 +145,7 @@ class TestWeights:
         def refuse(*_args: Any, **_kwargs: Any) -> None:
             raise OSError("Network is unreachable")
 
+        monkeypatch.setattr(time, "sleep", lambda _seconds: None)  # Before each of Hugging Face's further attempts.
         monkeypatch.setattr(socket.socket, "connect", refuse)
         monkeypatch.setattr(socket, "getaddrinfo", refuse)
         monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
@@ -275,6 +287,25 @@ class TestTrainingFeatures:
             kept.target(chosen, torch.empty(0)), computed.target(chosen, images[order]), rtol=0.01, atol=0.01
         )
 
+    def test_each_image_is_drawn_once_before_any_again(self) -> None:
+        """In draws of any size, and by two processes with equal random numbers, each of which has its part."""
+        space = BackboneFeatures((32, 32), 3, 2.0, Backbone(BACKBONE, (32, 32), (16,)), rank=0.2, neighbourhood=1)
+        names = [f"{index}" for index in range(10)]
+        training = TrainingFeatures(space, names, [torch.randn(10, 112, 2, 2)], keep=True)
+        images = training.target(names, torch.empty(0))
+
+        def find(drawn: torch.Tensor) -> list[int]:
+            return [next(index for index, image in enumerate(images) if torch.equal(image, each)) for each in drawn]
+
+        numbers = [number for _ in range(5) for number in find(training.draw(4))]
+        assert sorted(numbers[:10]) == sorted(numbers[10:]) == list(range(10))
+        assert numbers[:10] != numbers[10:]
+        parts = []
+        for rank in range(2):
+            torch.manual_seed(0)
+            parts += find(training.draw(5, rank, 2))
+        assert sorted(parts) == list(range(10))
+
     def test_images_that_were_not_measured_are_new(self) -> None:
         """Whitened by the statistics of all others, among images whose features are kept and among computed ones."""
         torch.manual_seed(0)
@@ -292,6 +323,24 @@ class TestTrainingFeatures:
         model = build(visualizer=False)
         build_engine(tmp_path, max_epochs=4, limit_train_batches=1).fit(model, datamodule=datamodule)
         assert model.model.space.statistics.unit.isfinite().all()
+
+    @pytest.mark.parametrize(
+        ("augmentations", "accumulated", "expected"),
+        [(None, 1, 2 * 2 * 3), (None, 2, 2 * 1 * 3), (RandomHorizontalFlip(p=0.5), 1, 2 * 2)],
+        ids=["kept", "accumulated", "augmented"],
+    )
+    def test_several_steps_go_with_a_batch_of_kept_features(
+        self, tmp_path: Path, digits_folder: Path, augmentations: Any, accumulated: int, expected: int
+    ) -> None:
+        """Adam's own count after two epochs of two batches; what augmentations change is computed for each step."""
+        model = build(visualizer=False, steps_per_batch=3)
+        engine = build_engine(
+            tmp_path, max_epochs=2, limit_train_batches=2, accumulate_grad_batches=accumulated, limit_val_batches=0
+        )
+        engine.fit(model, datamodule=build_datamodule(digits_folder, train_augmentations=augmentations))
+        checkpoint = torch.load(engine.best_model_path, weights_only=False)
+        steps = {int(state["step"]) for state in checkpoint["optimizer_states"][0]["state"].values()}
+        assert steps == {expected}
 
     def test_augmented_images_are_computed_again(self, tmp_path: Path, digits_folder: Path) -> None:
         """With augmentations the backbone computes the features of each step's images, else of each image once."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from anomalib.data import ImageBatch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 
 from ganomaly_plugin.models.components.backbone import Backbone
 from ganomaly_plugin.models.components.checks import check_at_least
@@ -32,7 +33,8 @@ class FeatureGANomaly(DetectorModule):
     et al., 2021), and predicts how much they vary in this image. What remains is the anomaly map.
 
     One pass over the training images measures what is usual. Without augmentations it also keeps the images' features,
-    at the default settings 280 kB an image, so that the backbone sees every training image once.
+    at the default settings 280 kB an image, so that the backbone sees every training image once. Reading images is what
+    takes longest then, so several optimiser steps go with each batch that is read.
 
     Logged per epoch: ``loss_reconstruction`` and the losses of the networks that there are (``loss_latent``,
     ``loss_adversarial``, ``loss_discriminator``) in training, ``val_score`` and ``image_AUROC`` in validation.
@@ -55,6 +57,8 @@ class FeatureGANomaly(DetectorModule):
         wadv: Weight of the adversarial loss; 0 leaves the discriminator out.
         wcon: Weight of the reconstruction loss.
         wenc: Weight of the latent loss; 0 leaves the second encoder out.
+        steps_per_batch: Optimiser steps for each batch that is read, each with kept features of images of its own, at
+            least 1. Where augmentations change the images, there is one step a batch, which takes more epochs.
         average_weights: Whether to score with an exponential moving average (EMA) of the networks' weights.
         n_features: Channels after the first convolution of each network.
         max_features: Upper bound on the channels of inner layers, ``None`` for unbounded doubling.
@@ -76,7 +80,7 @@ class FeatureGANomaly(DetectorModule):
         *DetectorModule.architecture,
         *("backbone", "strides", "layers", "rank", "neighbourhood", "code", "kernel_size", "average_weights"),
     )
-    default_epochs = 30
+    default_epochs = 3
     training_callbacks = (MeasureTrainingImages,)
 
     def __init__(
@@ -99,6 +103,7 @@ class FeatureGANomaly(DetectorModule):
         wadv: float = 0,
         wcon: float = 1,
         wenc: float = 0,
+        steps_per_batch: int = 10,
         average_weights: bool = True,
         n_features: int = 48,
         max_features: int | None = 96,
@@ -110,6 +115,7 @@ class FeatureGANomaly(DetectorModule):
             n_features=n_features, max_features=max_features, image_size=image_size, map_sigma=map_sigma, **kwargs
         )
         check_at_least(0, wadv=wadv, wcon=wcon, wenc=wenc)
+        check_at_least(1, steps_per_batch=steps_per_batch)
         if kernel_size < 1 or kernel_size % 2 == 0:
             msg = f"kernel_size is {kernel_size}; it must be odd, such as 1 or 3."
             raise ValueError(msg)
@@ -214,8 +220,23 @@ class FeatureGANomaly(DetectorModule):
         return super().training_step(batch, batch_idx)
 
     def losses(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the scalar losses of a step by name, for pre-processed images ``(B, 3, H, W)``."""
-        return self.model.losses(self._target(self._names, images))
+        """Return the scalar losses of a step by name, for as many training images as ``(B, 3, H, W)`` holds.
+
+        These images are taken themselves, unless features are kept.
+        """
+        kept = self._training_features
+        if kept is None or not kept.kept:
+            return self.model.losses(self._target(self._names, images))
+        return self.model.losses(kept.draw(len(images), self.trainer.global_rank, self.trainer.world_size))
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer | LightningOptimizer, *args: Any
+    ) -> None:
+        """Take all steps of a batch."""
+        kept = self._training_features
+        for _ in range(self.hparams["steps_per_batch"] if kept is not None and kept.kept else 1):
+            super().optimizer_step(epoch, batch_idx, optimizer, *args)
+            optimizer.zero_grad()  # Lightning does not between steps of accumulated gradients.
 
     def _target(self, names: list[str], images: torch.Tensor) -> torch.Tensor:
         """Return what the networks learn from training images; without names, what they score."""

@@ -50,12 +50,32 @@ class TrainingFeatures:
         unit = (squares / torch.tensor([level.numel() for level in levels], device=squares.device)).sqrt()
         for statistics in [space.statistics, *self._held_out]:
             statistics.unit.copy_(unit)
+        self._order: list[int] = []
         self._kept: torch.Tensor | None = None
         if keep:
             size = (len(names), 2 * space.channels, *space.size)
             self._kept = torch.empty(size, dtype=torch.float16, device=levels[0].device)
             for fold, statistics in enumerate(self._held_out):
                 self._kept[folds == fold] = space.whiten([level[folds == fold] for level in levels], statistics).half()
+
+    @property
+    def kept(self) -> bool:
+        """Whether the targets of all images are kept."""
+        return self._kept is not None
+
+    def draw(self, count: int, rank: int = 0, world_size: int = 1) -> torch.Tensor:
+        """Return kept targets ``(count, 2 C, h, w)``, each image once before any comes again.
+
+        Args:
+            count: Number of targets; those that remain of a pass over the images count with the next pass.
+            rank: Which of several processes this is. With random numbers alike each draws a part of its own.
+            world_size: Number of these processes.
+        """
+        assert self._kept is not None  # noqa: S101  (only kept targets are drawn)
+        while len(self._order) < count:
+            self._order += torch.randperm(len(self._kept)).tolist()[rank::world_size]
+        chosen, self._order = self._order[:count], self._order[count:]
+        return self._kept[chosen].float()
 
     def target(self, names: Sequence[str], images: torch.Tensor) -> torch.Tensor:
         """Return the targets ``(B, 2 C, h, w)`` of training images.
