@@ -34,7 +34,7 @@ def say_what_it_is_at() -> None:
     from anomalib import callbacks
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-    from ganomaly_plugin import signs
+    from ganomaly_plugin import progress_lines
 
     stock: Callable[..., list] = callbacks.get_callbacks
 
@@ -43,8 +43,8 @@ def say_what_it_is_at() -> None:
         found = stock(config)
         is_command = Path(sys.argv[0]).name == "anomalib"
         if is_command and not sys.stdout.isatty() and getattr(rank_zero_only, "rank", 0) == 0:
-            own = signs.CommandSigns(sys.argv[1])
-            signs.print_regularly(own)
+            own = progress_lines.CommandProgress(sys.argv[1])
+            progress_lines.print_regularly(own)
             found.append(own)
         return found
 

@@ -132,7 +132,7 @@ def test_loading_is_announced_in_a_terminal(in_terminal: bool) -> None:
 def test_lines_say_what_a_training_is_at_where_no_terminal_shows_bars(tmp_path: Path, in_terminal: bool) -> None:
     """On standard error, and with the step that the training is in."""
     make_parts(tmp_path / "parts", good=25, bad=5)
-    often = f"from ganomaly_plugin import signs; signs.SECONDS_BETWEEN_LINES = 0.01; {ANOMALIB}"
+    often = f"from ganomaly_plugin import progress_lines; progress_lines.SECONDS_BETWEEN_LINES = 0.01; {ANOMALIB}"
     command = [sys.executable, "-c", often, "train", "--config", str(CONFIG), "--data.root", "parts", *SMALL]
     terminal, other_end = os.openpty()
     with (

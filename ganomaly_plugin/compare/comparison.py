@@ -84,10 +84,10 @@ def _execute(grid: Grid, folder: Path, jobs: int, runner: RunnerName, ray_addres
     with _progress() as progress:
         done = len(grid.runs) - len(missing)
         task = progress.add_task("trainings", total=len(grid.runs), completed=done)
-        signs = _Signs(progress)
-        for run, reason in _run(missing, folder / "runs", jobs, runner, ray_address, signs.show):
+        lines = _ProgressLines(progress)
+        for run, reason in _run(missing, folder / "runs", jobs, runner, ray_address, lines.show):
             reasons[run.path] = reason
-            signs.end(run)
+            lines.end(run)
             line = f"[red]failed[/red] {escape(run.title)}: {escape(reason)}" if reason else f"done {escape(run.title)}"
             progress.console.print(line)
             progress.advance(task)
@@ -98,7 +98,7 @@ def _execute(grid: Grid, folder: Path, jobs: int, runner: RunnerName, ray_addres
     return summary
 
 
-class _Signs:
+class _ProgressLines:
     """Shows what trainings are at: each in a line of the terminal, or elsewhere printed every few seconds.
 
     Args:

@@ -34,7 +34,7 @@ from ganomaly_plugin import image_reader
 from ganomaly_plugin.compare.grid import FAILURE, PROGRESS, Run
 from ganomaly_plugin.compare.metrics import Array, count_pixels, image_metrics, pixel_metrics
 from ganomaly_plugin.compare.record import write_json
-from ganomaly_plugin.signs import TrainerSigns
+from ganomaly_plugin.progress_lines import TrainerProgress
 
 GALLERY_IMAGES = 200
 """Test images that are kept for the gallery, at most; chosen by the seed."""
@@ -247,7 +247,7 @@ class Recorder(Callback):
                 self.losses.setdefault(name, []).append(float(value))
 
 
-class ProgressFile(TrainerSigns):
+class ProgressFile(TrainerProgress):
     """Says in a file what the training is at.
 
     Args:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ganomaly_plugin.edge.detector import Detector
-from ganomaly_plugin.edge.signs import Signs
+from ganomaly_plugin.edge.progress_line import ProgressLine
 
 
 def run(options: argparse.Namespace) -> int:
@@ -18,13 +18,13 @@ def run(options: argparse.Namespace) -> int:
     latency = Detector(options.model, options.device, "latency")
     latency.predict(image)
     milliseconds = []
-    signs = Signs()
+    progress = ProgressLine()
     start = time.perf_counter()
     while (before := time.perf_counter()) - start < options.seconds:
         latency.predict(image)
         milliseconds.append((time.perf_counter() - before) * 1e3)
-        signs.show(f"one at a time: {before - start:.0f} of {options.seconds:g} s")
-    signs.clear()
+        progress.show(f"one at a time: {before - start:.0f} of {options.seconds:g} s")
+    progress.clear()
     print(f"one at a time: {len(milliseconds) / (time.perf_counter() - start):.1f} images/s")
     p50, p95, p99 = np.percentile(milliseconds, [50, 95, 99])
     print(f"latency: p50 {p50:.2f} ms, p95 {p95:.2f} ms, p99 {p99:.2f} ms")
@@ -34,10 +34,10 @@ def run(options: argparse.Namespace) -> int:
 
     def endless() -> Iterator[npt.NDArray[np.uint8]]:
         while (now := time.perf_counter()) - start < options.seconds:
-            signs.show(f"stream: {now - start:.0f} of {options.seconds:g} s")
+            progress.show(f"stream: {now - start:.0f} of {options.seconds:g} s")
             yield image
 
     count = sum(1 for _ in throughput.stream(endless()))
-    signs.clear()
+    progress.clear()
     print(f"stream: {count / (time.perf_counter() - start):.1f} images/s")
     return 0

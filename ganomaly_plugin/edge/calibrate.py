@@ -6,8 +6,8 @@ import argparse
 from ganomaly_plugin.edge.detector import Detector
 from ganomaly_plugin.edge.histogram import save_histogram
 from ganomaly_plugin.edge.image_list import find_images
+from ganomaly_plugin.edge.progress_line import ProgressLine
 from ganomaly_plugin.edge.scoring import max_pixels
-from ganomaly_plugin.edge.signs import Signs
 
 
 def run(options: argparse.Namespace) -> int:
@@ -23,16 +23,16 @@ def run(options: argparse.Namespace) -> int:
     if missing is not None:
         msg = f"There is no file or folder '{missing}': correct the path."
         raise FileNotFoundError(msg)
-    signs = Signs()
+    progress = ProgressLine()
     calibration = detector.calibrate(
         good,
         bad,
         output,
         options.false_alarms,
         options.recall,
-        scored=lambda count: signs.show(f"{count} of {len(good) + len(bad)} images"),
+        scored=lambda count: progress.show(f"{count} of {len(good) + len(bad)} images"),
     )
-    signs.clear()
+    progress.clear()
     picture = output.with_suffix(".png")
     save_histogram(calibration, picture)
     print(f"{calibration.table()}\nwritten to {output}, scores drawn in {picture}")

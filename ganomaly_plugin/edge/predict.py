@@ -8,9 +8,9 @@ from contextlib import closing
 
 from ganomaly_plugin.edge.heat_map import save_map
 from ganomaly_plugin.edge.image_list import Frame, find_images, read_frames
+from ganomaly_plugin.edge.progress_line import ProgressLine
 from ganomaly_plugin.edge.results import Results, written_name
 from ganomaly_plugin.edge.scoring import build_detector, score_frames
-from ganomaly_plugin.edge.signs import Signs
 
 
 def run(options: argparse.Namespace) -> int:
@@ -18,21 +18,21 @@ def run(options: argparse.Namespace) -> int:
     # All that may be wrong is found before the file of earlier results is touched.
     detector = build_detector(options, "throughput")
     frames = read_frames(find_images(options.paths))
-    signs = Signs()
+    progress = ProgressLine()
     with (
         closing(Results(options.output, options.resume, detector.model_hash, detector.decision_threshold)) as results,
         closing(score_frames(detector, _unseen(frames, results.names))) as scored,
     ):
         for frame, outcome in scored:
             if isinstance(outcome, Exception):
-                signs.clear()
+                progress.clear()
                 print(f"ganomaly-edge: {results.write_error(frame.name, outcome).error}", file=sys.stderr)
                 continue
             if options.save_maps is not None:
                 save_map(outcome, frame.name, options.save_maps)
             results.write_score(frame.name, outcome.score, outcome.is_anomalous)
-            signs.show(f"{results.count} images, {results.anomalous} anomalous, {results.errors} not readable")
-    signs.clear()
+            progress.show(f"{results.count} images, {results.anomalous} anomalous, {results.errors} not readable")
+    progress.clear()
     print(f"{results.count} images: {results.anomalous} anomalous, {results.errors} not readable", file=sys.stderr)
     return 2 if results.errors else int(results.anomalous > 0)
 

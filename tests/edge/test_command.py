@@ -21,7 +21,7 @@ import openvino
 import pytest
 from PIL import Image
 
-from ganomaly_plugin.edge import Detector, signs
+from ganomaly_plugin.edge import Detector, progress_line
 from ganomaly_plugin.edge.command import INTERRUPTION, main
 from ganomaly_plugin.edge.heat_map import map_path
 from tests.processes import running
@@ -472,7 +472,7 @@ def test_commands_say_what_they_are_at(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In lines where there is no terminal, and not on standard output."""
-    monkeypatch.setattr(signs, "SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setattr(progress_line, "SECONDS_BETWEEN_LINES", 0)
     model = str(trained.xml)
     main(["predict", model, str(images), "--output", str(tmp_path / "results.csv")])
     *lines, _ = capsys.readouterr().err.splitlines()

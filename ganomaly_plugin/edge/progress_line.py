@@ -10,7 +10,7 @@ SECONDS_BETWEEN_UPDATES = 0.1
 """How often it does in a terminal, at most."""
 
 
-class Signs:
+class ProgressLine:
     """Shows a command's state on standard error: in one line of a terminal, or elsewhere in a new line each time."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ SECONDS_BETWEEN_LINES = 5.0
 """How often a command says what it is at."""
 
 
-class TrainerSigns(Callback):
+class TrainerProgress(Callback):
     """Tells after each batch what the trainer is at."""
 
     @abstractmethod
@@ -41,7 +41,7 @@ class TrainerSigns(Callback):
         self.say(f"predict, batch {batch_idx + 1} of {trainer.num_predict_batches[0]}")
 
 
-class CommandSigns(TrainerSigns):
+class CommandProgress(TrainerProgress):
     """Keeps what a command is at.
 
     Args:
@@ -56,19 +56,19 @@ class CommandSigns(TrainerSigns):
         self.text = text
 
 
-def print_regularly(signs: CommandSigns) -> None:
+def print_regularly(progress: CommandProgress) -> None:
     """Print what a command is at on standard error until Python ends, also while a single step of it takes long."""
     start = time.monotonic()
     closed = threading.Event()
 
     def work() -> None:
         while not closed.wait(SECONDS_BETWEEN_LINES):
-            print(f"{time.monotonic() - start:.0f} s: {signs.text}", file=sys.stderr, flush=True)  # noqa: T201
+            print(f"{time.monotonic() - start:.0f} s: {progress.text}", file=sys.stderr, flush=True)  # noqa: T201
 
     def close() -> None:
         closed.set()
         thread.join()  # Python's end aborts where a thread holds standard error.
 
-    thread = threading.Thread(target=work, name="ganomaly-signs", daemon=True)
+    thread = threading.Thread(target=work, name="ganomaly-progress", daemon=True)
     thread.start()
     atexit.register(close)
