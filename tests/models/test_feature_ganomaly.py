@@ -47,7 +47,7 @@ class TestFeatureGANomaly(ModelTester):
 class TestExports(ExportTester):
     """On a backbone of few layers, since exporting each takes its time."""
 
-    INFERENCE_PARAMETERS = 3_080 + 192 + 192 + 3_474  # A convolution and a code each way, from 384 channels to 386.
+    INFERENCE_PARAMETERS = 3_080 + 640 + 640 + 3_474  # A convolution and a code each way, from 384 channels to 386.
 
     def build(self, image_size: tuple[int, int] = (32, 32), input_channels: int = 3, **kwargs: Any) -> FeatureGANomaly:
         settings = {"backbone": "resnet10t", "strides": (4, 8), "wadv": 1, "wenc": 1} | kwargs
