@@ -64,9 +64,9 @@ def test_a_training_on_good_and_bad_parts_ends_in_a_summary(tmp_path: Path) -> N
     (table,) = re.findall(r"image_AUROC\W+([\d.]+)", trained.stdout)
     assert summary["image AUROC"] == f"{float(table):.3f}"
     assert float(summary["threshold"].split()[0]) > 0
-    assert re.fullmatch(r"\d+ of 20 normal test images", summary["rejected"])
+    assert re.fullmatch(r"\d+ of 10 normal test images", summary["rejected"])
     assert re.fullmatch(r"\d+ of 10 anomalous test images", summary["found"])
-    assert len(list((tmp_path / summary["pictures"]).rglob("*.png"))) == 30
+    assert len(list((tmp_path / summary["pictures"]).rglob("*.png"))) == 20
     assert (tmp_path / summary["checkpoint"]).is_file()
 
     followed = run(tmp_path, *shlex.split(summary["next"])[1:])

@@ -33,12 +33,12 @@ def names(datamodule: Any) -> list[set[str]]:
 
 @pytest.mark.parametrize("size", [(8, 6), (100, 80)], ids=["in memory", "in files"])
 def test_split(tmp_path: Path, size: tuple[int, int]) -> None:
-    """Three fifths, a fifth and a fifth of the good parts; all bad ones are in the test; nothing is lost or shared."""
+    """A tenth of the good parts is for the test, as all bad ones are; nothing is lost or shared."""
     draw(tmp_path / "good", 50, size)
     draw(tmp_path / "bad", 7, size)
     datamodule = set_up(tmp_path)
     train, val, test = names(datamodule)
-    assert (len(train), len(val), len(test)) == (30, 10, 17)
+    assert (len(train), len(val), len(test)) == (35, 10, 12)
     assert train | val | test == {str(path) for path in tmp_path.rglob("*.png")}
     assert datamodule.test_data.samples.label_index.sum() == 7
     assert not datamodule.train_data.has_anomalous and not datamodule.val_data.has_anomalous
@@ -53,7 +53,7 @@ def test_without_bad_parts(tmp_path: Path) -> None:
     draw(tmp_path / "bad", 3)
     train, val, test = names(set_up(tmp_path))
     assert alone == [train, val, {name for name in test if "/bad/" not in name}]
-    assert len(alone[2]) == 4
+    assert len(alone[2]) == 2
 
 
 def test_the_seed_draws_the_parts(tmp_path: Path) -> None:
@@ -63,10 +63,20 @@ def test_the_seed_draws_the_parts(tmp_path: Path) -> None:
     assert names(set_up(tmp_path))[2] != names(set_up(tmp_path, seed=1))[2]
 
 
-def test_five_good_parts_are_enough(tmp_path: Path) -> None:
-    """Each set has at least one."""
-    draw(tmp_path / "good", 5)
-    assert [len(part) for part in names(set_up(tmp_path))] == [3, 1, 1]
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(5, [3, 1, 1]), (19, [14, 3, 2]), (60, [42, 12, 6]), (100, [70, 20, 10]), (200, [160, 20, 20])],
+)
+def test_sizes_of_the_parts(tmp_path: Path, count: int, expected: list[int]) -> None:
+    """Each set has at least one; 20 are for the threshold where that is at most a fifth, and a tenth of many."""
+    draw(tmp_path / "good", count)
+    assert [len(part) for part in names(set_up(tmp_path))] == expected
+
+
+def test_fraction_for_the_threshold(tmp_path: Path) -> None:
+    """Of the good parts outside of the test."""
+    draw(tmp_path / "good", 40)
+    assert [len(part) for part in names(set_up(tmp_path, val_split_ratio=0.5))] == [18, 18, 4]
 
 
 def test_subfolders_and_links_count_and_hidden_files_do_not(tmp_path: Path) -> None:

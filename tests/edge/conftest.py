@@ -16,10 +16,10 @@ from tests.engine import build_engine
 
 def build_with_backbone(build: Any, size: int) -> AnomalibModule:
     """Build anomalib's PaDiM or PatchCore, or FeatureGANomaly, on a backbone with random weights."""
-    sized = {"image_size": size}
+    settings = {"backbone": "resnet10t", "image_size": size}
     if build is not FeatureGANomaly:
-        sized = {"pre_processor": build.configure_pre_processor((size, size))}
-    return build(backbone="resnet18", layers=["layer1", "layer2"], pre_trained=False, visualizer=False, **sized)
+        settings = {"backbone": "resnet18", "pre_processor": build.configure_pre_processor((size, size))}
+    return build(layers=["layer1", "layer2"], pre_trained=False, visualizer=False, **settings)
 
 
 class Trained(NamedTuple):
