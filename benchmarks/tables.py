@@ -277,9 +277,9 @@ def digits() -> str:
 
 
 @table
-def industrial() -> str:
-    """Write detectors on industrial images."""
-    everything = runs_of("industrial")
+def industrial(name: str = "industrial") -> str:
+    """Write the detectors of a comparison on industrial images."""
+    everything = runs_of(name)
     datasets = list(everything["dataset"].unique())
     rows = []
     for model, runs in everything.groupby("model", sort=False):
@@ -287,7 +287,7 @@ def industrial() -> str:
         for dataset in datasets:
             part = runs[runs["dataset"] == dataset]
             cells += [figure(part), figure(part, "pixel_AUROC") or "has no map"]
-        rows.append([NAMES.get(str(model), str(model)), *cells, *cost_of("industrial", str(model), datasets[0])])
+        rows.append([NAMES.get(str(model), str(model)), *cells, *cost_of(name, str(model), datasets[0])])
     heads = [f"{dataset}, {what}" for dataset in datasets for what in ("image AUROC", "pixel AUROC")]
     return format_table(["", *heads, "OpenVINO, ms", "MB"], rows)
 

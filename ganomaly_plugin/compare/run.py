@@ -41,7 +41,7 @@ GALLERY_IMAGES = 200
 GALLERY_SIZE = 96
 """Longer side in pixels of the pictures in the gallery."""
 PACKAGES = ("anomalib", "ganomaly-plugin", "lightning", "torch")
-SECONDS_BETWEEN_SIGNS = 1.0
+SECONDS_BETWEEN_TEXTS = 1.0
 """How often a training says what it is at, at most."""
 
 try:
@@ -259,13 +259,13 @@ class ProgressFile(TrainerProgress):
         self.written = 0.0
 
     def write(self, text: str) -> None:
-        """Say what comes now, whenever the last sign was."""
+        """Say what comes now, however short ago the last text was."""
         self.file.write_text(text)
         self.written = time.monotonic()
 
     def say(self, text: str) -> None:
-        """Say what the trainer is at, unless the last sign has just been."""
-        if time.monotonic() - self.written >= SECONDS_BETWEEN_SIGNS:
+        """Say what the trainer is at, unless the last text has just been written."""
+        if time.monotonic() - self.written >= SECONDS_BETWEEN_TEXTS:
             self.write(text)
 
 
