@@ -24,11 +24,15 @@ def read_code(notebook: Path) -> str:
 
 @pytest.mark.slow
 def test_digits(tmp_path: Path) -> None:
-    """With twenty batches in the place of ten epochs, as a script in a fresh process."""
+    """With twenty batches in the place of ten epochs and a few test images, as a script in a fresh process."""
     (notebook,) = NOTEBOOKS
     code = read_code(notebook)
-    assert "max_epochs=EPOCHS" in code
-    code = code.replace("max_epochs=EPOCHS", "max_epochs=1, limit_train_batches=20")
+    for whole, part in (
+        ("max_epochs=EPOCHS", "max_epochs=1, limit_train_batches=20"),
+        ("Digits(abnormal_class=8", "Digits(abnormal_class=8, max_test_images=30"),
+    ):
+        assert whole in code
+        code = code.replace(whole, part)
     done = subprocess.run(
         [sys.executable, "-c", code + CHECK], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
