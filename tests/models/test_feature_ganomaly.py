@@ -318,6 +318,15 @@ class TestTrainingFeatures:
             torch.testing.assert_close(actual[1:], space.target(images[8:]))
             torch.testing.assert_close(actual[:1], training.target(["3"], images[3:4]))
 
+    def test_features_beyond_16_bits(self, tmp_path: Path, datamodule: Folder) -> None:
+        """Some backbones have such: they are kept in 32 bits, and the statistics stay finite."""
+        model = build(visualizer=False, backbone="resnet10t")
+        model.model.space.backbone.std.mul_(1e-8)
+        build_engine(tmp_path, max_epochs=1).fit(model, datamodule=datamodule)
+        statistics = model.model.space.statistics
+        assert statistics.levels[0].scale.max() > torch.finfo(torch.float16).max
+        assert all(buffer.isfinite().all() for buffer in statistics.buffers())
+
     def test_epochs_may_show_other_images(self, tmp_path: Path, datamodule: Folder) -> None:
         """As where the loader leaves an incomplete batch out, or the trainer limits the batches of shuffled images."""
         model = build(visualizer=False)

@@ -159,7 +159,7 @@ class _Level(nn.Module):
         channels, rank = self.factor.shape[1:]
         weight = SHRINKAGE_IMAGES / (SHRINKAGE_IMAGES + n_images)
         shrunk = (1 - weight) * covariance + weight * covariance.mean(0)
-        variances, directions = torch.linalg.eigh(shrunk)
+        variances, directions = torch.linalg.eigh(shrunk.double())
         variances = variances.clamp(min=0) + RIDGE
         rest = 1 / (1 / variances[:, : max(1, channels - rank)]).mean(1, keepdim=True)
         kept = (rest.rsqrt() - variances[:, -rank:].rsqrt()).clamp(min=0)

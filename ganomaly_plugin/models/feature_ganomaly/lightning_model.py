@@ -182,8 +182,7 @@ class FeatureGANomaly(DetectorModule):
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             for paths, images in training_batches(self):
                 names += paths or [f"image {len(names) + index}" for index in range(len(images))]
-                # Twice as many images fit into memory in half precision, and scores change in the fourth digit.
-                batches.append([level.half() for level in self.model.space.features(images)])
+                batches.append([_in_16_bits(level) for level in self.model.space.features(images)])
         levels = [torch.cat(parts) for parts in zip(*batches, strict=True)]
         names, levels = self._gather(names, levels)
         datamodule: Any = getattr(self.trainer, "datamodule", None)
@@ -243,3 +242,9 @@ class FeatureGANomaly(DetectorModule):
         if self._training_features is None or not names:
             return self.model.space(images)
         return self._training_features.target(names, images)
+
+
+def _in_16_bits(level: torch.Tensor) -> torch.Tensor:
+    """Halve the memory of features, unless some are beyond the range of 16 bits; scores change in the fourth digit."""
+    half = level.half()
+    return half if half.isfinite().all() else level
