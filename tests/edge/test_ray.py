@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,20 +19,35 @@ from tests.docs.pages import ROOT, find_blocks
 from .conftest import Trained
 
 psutil = pytest.importorskip("psutil")
+ray = pytest.importorskip("ray")
 pytest.importorskip("ray.data")
 pytestmark = pytest.mark.slow
 
 
-class Script:
-    """The page's script at work."""
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of a cluster of this machine, which scripts join rather than start one each."""
+    context = ray.init(num_cpus=2, include_dashboard=False, logging_level="warning", log_to_driver=False)
+    yield context.address_info["gcs_address"]
+    ray.shutdown()
 
-    def __init__(self, folder: Path, model: Path, pictures: Path) -> None:
+
+def find_actors() -> list[psutil.Process]:
+    """The processes of the cluster that hold a detector."""
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if "ray::" in child.name() and "Scorer" in "".join(child.cmdline())]
+
+
+class Script:
+    """The page's script at work on a cluster."""
+
+    def __init__(self, cluster: str, folder: Path, model: Path, pictures: Path) -> None:
         page = ROOT / "docs" / "how_to" / "ray.md"
         (block,) = (block for block in find_blocks(page) if block.language == "python")
         (folder / "score_with_ray.py").write_text(block.text)
         self.output, self.log = folder / "scores.csv", folder / "log.txt"
         command = [sys.executable, "score_with_ray.py", str(model), str(pictures), str(self.output)]
-        environment = os.environ | {"RAY_DEDUP_LOGS": "0", "PYTHONPATH": str(ROOT)}
+        environment = os.environ | {"RAY_ADDRESS": cluster, "RAY_DEDUP_LOGS": "0", "PYTHONPATH": str(ROOT)}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=environment)
 
@@ -49,40 +64,32 @@ class Script:
             assert time.monotonic() < end, self.log.read_text()
             time.sleep(0.02)
 
-    def actors(self) -> list[psutil.Process]:
-        """The processes that hold a detector."""
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        return [child for child in children if "ray::" in child.name() and "Scorer" in "".join(child.cmdline())]
-
 
 @contextmanager
-def running(folder: Path, model: Path, pictures: Path) -> Iterator[Script]:
-    """Start the script, and end it and all that it started."""
-    script = Script(folder, model, pictures)
+def running(cluster: str, folder: Path, model: Path, pictures: Path) -> Iterator[Script]:
+    """Start the script, and kill it where it has not ended."""
+    script = Script(cluster, folder, model, pictures)
     try:
         yield script
     finally:
-        started = psutil.Process(script.process.pid).children(recursive=True) if script.process.poll() is None else []
-        for process in (script.process, *started):
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+        script.process.kill()
         script.process.wait()
 
 
-def test_no_picture_is_lost_or_doubled(trained: Trained, tmp_path: Path) -> None:
+def test_no_picture_is_lost_or_doubled(cluster: str, trained: Trained, tmp_path: Path) -> None:
     """The script is killed, started again, and then one of its actors is killed."""
     pictures = [str(path) for path in find_images([str(trained.folder / "digits")])]
     folder = tmp_path / "pictures"
     folder.mkdir()
     (folder / "digits").symlink_to(trained.folder / "digits", target_is_directory=True)
     (folder / "broken.png").write_bytes(b"\x89PNG")
-    with running(tmp_path, trained.xml, folder) as script:
+    with running(cluster, tmp_path, trained.xml, folder) as script:
         script.wait_for_rows(0)
     first = len(script.rows())
     assert 0 < first < len(pictures)
-    with running(tmp_path, trained.xml, folder) as script:
+    with running(cluster, tmp_path, trained.xml, folder) as script:
         script.wait_for_rows(first)
-        script.actors()[0].kill()
+        find_actors()[-1].kill()
         assert len(script.rows()) < len(pictures)
         assert script.process.wait(300) == 0, script.log.read_text()
     rows = {row["path"]: row for row in script.rows()}
