@@ -47,7 +47,7 @@ class TestFeatureGANomaly(ModelTester):
 class TestExports(ExportTester):
     """On a backbone of few layers, since exporting each takes its time."""
 
-    INFERENCE_PARAMETERS = 3_080 + 640 + 640 + 3_474  # A convolution and a code each way, from 384 channels to 386.
+    INFERENCE_PARAMETERS = 3_080 + 32 + 40 + 3_474  # Convolutions of one place: 384 channels, 8, 4, 8, 386.
 
     def build(self, image_size: tuple[int, int] = (32, 32), input_channels: int = 3, **kwargs: Any) -> FeatureGANomaly:
         settings = {"backbone": "resnet10t", "strides": (4, 8), "wadv": 1, "wenc": 1} | kwargs
@@ -390,9 +390,9 @@ def test_without_prediction_the_score_is_the_whitened_norm() -> None:
     "arguments",
     [
         {"wadv": 0, "wenc": 0},
-        {"wenc": 1, "score": "latent"},
-        {"wenc": 1, "score": "sum", "top_fraction": 0.01},
-        {"code": "spatial", "kernel_size": 3, "predict_variance": False},
+        {"code": "global", "wenc": 1, "score": "latent"},
+        {"code": "global", "wenc": 1, "score": "sum", "top_fraction": 0.01},
+        {"kernel_size": 3, "predict_variance": False},
         {"strides": (4, 8, 16), "neighbourhood": 2},
         {"strides": (16,), "neighbourhood": None},
     ],

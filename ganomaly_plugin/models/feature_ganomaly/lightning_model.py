@@ -47,7 +47,7 @@ class FeatureGANomaly(DetectorModule):
         weights: Local file with the backbone's weights in timm's names, ``.safetensors`` or ``.pth``.
         rank: Fraction of directions that the covariance of a place keeps, in (0, 1]; the model's size follows it.
         neighbourhood: Side of the square of places that share a covariance; ``None`` for one covariance a level.
-        code: ``global`` for one code an image, ``spatial`` for one a place.
+        code: ``spatial`` for one code a place, ``global`` for one an image.
         kernel_size: Side of the kernels of the generator's first and last convolution, odd.
         dropout: Fraction of the encoder's last features that training sets to zero.
         prediction_weight: Weight in [0, 1] of the generator's prediction against what is usual; 0 leaves PaDiM's score.
@@ -62,6 +62,7 @@ class FeatureGANomaly(DetectorModule):
         average_weights: Whether to score with an exponential moving average (EMA) of the networks' weights.
         n_features: Channels after the first convolution of each network.
         max_features: Upper bound on the channels of inner layers, ``None`` for unbounded doubling.
+        latent_vec_size: Channels of a code.
         image_size: Size in pixels that images are resized to: one side of a square, or height and width; at least 28.
         map_sigma: Standard deviation in pixels of the Gaussian that smooths the anomaly map.
         **kwargs: Arguments of :class:`~ganomaly_plugin.models.components.detector_module.DetectorModule`.
@@ -93,7 +94,7 @@ class FeatureGANomaly(DetectorModule):
         weights: str | Path | None = None,
         rank: float = 0.5,
         neighbourhood: int | None = 1,
-        code: Code = "global",
+        code: Code = "spatial",
         kernel_size: int = 1,
         dropout: float = 0.5,
         prediction_weight: float = 0.5,
@@ -107,12 +108,18 @@ class FeatureGANomaly(DetectorModule):
         average_weights: bool = True,
         n_features: int = 48,
         max_features: int | None = 96,
+        latent_vec_size: int = 32,
         image_size: int | tuple[int, int] = 256,
         map_sigma: float = 7.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            n_features=n_features, max_features=max_features, image_size=image_size, map_sigma=map_sigma, **kwargs
+            n_features=n_features,
+            max_features=max_features,
+            latent_vec_size=latent_vec_size,
+            image_size=image_size,
+            map_sigma=map_sigma,
+            **kwargs,
         )
         check_at_least(0, wadv=wadv, wcon=wcon, wenc=wenc)
         check_at_least(1, steps_per_batch=steps_per_batch)
@@ -132,7 +139,7 @@ class FeatureGANomaly(DetectorModule):
             channels=space.channels,
             n_features=n_features,
             max_features=max_features,
-            latent_vec_size=self.hparams["latent_vec_size"],
+            latent_vec_size=latent_vec_size,
             code=code,
             kernel_size=kernel_size,
             dropout=dropout,
