@@ -24,7 +24,8 @@ def ganomaly(name: str = "GANomaly", **kwargs: Any) -> dict[str, Any]:
 
 def configuration(root: Path, *models: dict[str, Any]) -> dict[str, Any]:
     """Configure a comparison of models on the digits, the eight anomalous, with two seeds."""
-    data = {"class_path": "digits", "init_args": {"root": str(root), "abnormal_class": {"grid": [8]}}}
+    arguments = {"root": str(root), "abnormal_class": {"grid": [8]}, "max_test_images": 60}
+    data = {"class_path": "digits", "init_args": arguments}
     return {
         "accelerator": "cpu",
         "every_epoch": True,
