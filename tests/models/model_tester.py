@@ -38,6 +38,13 @@ class Exported(NamedTuple):
     compiled: Any
 
 
+def write_onnx_once(model: AnomalibModule, root: Path) -> Path:
+    """Export a model to ONNX, and let its later exports begin with that file rather than write it again."""
+    path = model.to_onnx(root)
+    vars(model)["to_onnx"] = lambda *_, **__: path
+    return path
+
+
 class Builder:
     """Subclass and say how to build a small version of the model."""
 
@@ -67,12 +74,13 @@ class ExportTester(Builder):
         engine.fit(model, datamodule=datamodule)
         predictions = engine.predict(model, datamodule=datamodule)
         reloaded = type(model).load_from_checkpoint(engine.best_model_path)
+        torch_file, onnx_file = reloaded.to_torch(root), write_onnx_once(reloaded, root)
         core, xml = shared_core(), reloaded.to_openvino(root)
         return Exported(
             model=model,
             predictions=predictions,
-            torch_model=torch.load(reloaded.to_torch(root), weights_only=False)["model"].eval(),
-            onnx_file=reloaded.to_onnx(root),
+            torch_model=torch.load(torch_file, weights_only=False)["model"].eval(),
+            onnx_file=onnx_file,
             openvino_model=core.read_model(xml),
             compiled=core.compile_model(xml, "CPU"),
         )

@@ -26,8 +26,9 @@ from ganomaly_plugin.models.components.space import Pixels
 from ganomaly_plugin.models.ganomaly import GANomaly, loss
 from tests.engine import build_engine
 
+from . import ddp_step
 from .conftest import build_datamodule
-from .model_tester import ExportTester, ModelTester
+from .model_tester import ExportTester, ModelTester, write_onnx_once
 
 
 class TestGANomaly(ModelTester, ExportTester):
@@ -339,11 +340,8 @@ def test_compiled_networks_score_alike(tmp_path: Path, datamodule: Folder) -> No
 @pytest.mark.slow
 def test_ddp_equals_the_joint_batch(tmp_path: Path) -> None:
     """Two gloo processes with four images each take the step of one process with all eight."""
-    script = Path(__file__).parent / "ddp_step.py"
-    for devices in (1, 2):
-        subprocess.run(
-            [sys.executable, str(script), str(devices), str(tmp_path / f"{devices}.pt")], check=True, timeout=300
-        )
+    ddp_step.main(1, str(tmp_path / "1.pt"))
+    subprocess.run([sys.executable, ddp_step.__file__, "2", str(tmp_path / "2.pt")], check=True, timeout=300)
     classifier = "model.networks.discriminator.classifier.weight"
     joint, distributed = torch.load(tmp_path / "1.pt"), torch.load(tmp_path / "2.pt")
     assert (joint["before"][classifier] != joint["after"][classifier]).any()
@@ -522,12 +520,13 @@ def test_logger_writes_one_row_an_epoch(tmp_path: Path, datamodule: Folder) -> N
 
 @pytest.fixture(scope="module")
 def trained_on_digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[GANomaly, Digits]:
-    """A model with the paper's code of 100 numbers after some steps on scikit-learn's digits."""
+    """A model with the paper's code of 100 numbers after some steps on digits, whose exports share its ONNX file."""
     root = tmp_path_factory.mktemp("digits")
     seed_everything(3)
     datamodule = Digits(root / "digits", 8)
     model = GANomaly(image_size=32, n_features=8, input_channels=1, score="latent_l2")
     build_engine(root, max_epochs=2, limit_train_batches=20, logger=False).fit(model, datamodule=datamodule)
+    write_onnx_once(model, root)
     return model.eval(), datamodule
 
 
@@ -574,10 +573,13 @@ def test_quantisation_takes_training_images_where_there_is_no_validation(
     assert model.to_openvino(tmp_path, compression_type=CompressionType.INT8_PTQ, datamodule=datamodule).exists()
 
 
-@pytest.mark.slow
-def test_quantisation_without_images_is_refused(trained_on_digits: tuple[GANomaly, Digits], tmp_path: Path) -> None:
-    """The message says what is missing."""
+def test_quantisation_without_images_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The message says what is missing, before anything is exported."""
     from anomalib.deploy import CompressionType
 
-    with pytest.raises(ValueError, match="calibrate on its images: name one, on the command line with --data"):
-        trained_on_digits[0].to_openvino(tmp_path, compression_type=CompressionType.INT8_PTQ)
+    model = GANomaly(image_size=32, n_features=4, latent_vec_size=4, visualizer=False)
+    for compression in (CompressionType.INT8_PTQ, CompressionType.INT8_ACQ):
+        with pytest.raises(ValueError, match="calibrate on its images: name one, on the command line with --data"):
+            model.to_openvino(tmp_path, compression_type=compression)
+    assert not caplog.records
+    assert not list(tmp_path.iterdir())

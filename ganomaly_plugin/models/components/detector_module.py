@@ -400,7 +400,11 @@ class DetectorModule(AnomalibModule):
 
         Returns:
             Path of the ``.xml`` file.
+
+        Raises:
+            ValueError: If a quantisation has no images to calibrate on; nothing has been exported then.
         """
+        export.check_images(kwargs.get("compression_type"), kwargs.get("datamodule"))
         path = super().to_openvino(export_root, model_file_name, **kwargs)
         export.write_metadata(path, export.metadata(self, self.trained_on, self.trained))
         return path

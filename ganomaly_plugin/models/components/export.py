@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from anomalib import TaskType
 from anomalib.data import AnomalibDataModule, ImageBatch
+from anomalib.deploy import CompressionType
 from anomalib.models import AnomalibModule
 from torch import nn
 from torchmetrics import Metric
@@ -81,6 +82,25 @@ def check_opset(version: int | None) -> None:
     """
     if version is not None and version < OPSET:
         msg = f"opset_version is {version}, but PyTorch's exporter writes {OPSET} and later: leave it out."
+        raise ValueError(msg)
+
+
+def check_images(compression: CompressionType | None, datamodule: AnomalibDataModule | None) -> None:
+    """Refuse a quantisation that has nothing to calibrate on.
+
+    Args:
+        compression: How the weights are to be compressed, ``None`` for not at all.
+        datamodule: Images for the calibration.
+
+    Raises:
+        ValueError: If the compression needs images and there is no datamodule.
+    """
+    if datamodule is None and compression in {CompressionType.INT8_PTQ, CompressionType.INT8_ACQ}:
+        # So begins anomalib's message, whichever the compression.
+        msg = (
+            "Datamodule must be provided for OpenVINO INT8_PTQ compression, and for INT8_ACQ, which calibrate on its "
+            "images: name one, on the command line with --data."
+        )
         raise ValueError(msg)
 
 
@@ -171,13 +191,8 @@ def _calibration_images(model: Any, datamodule: AnomalibDataModule | None) -> An
     """
     import nncf
 
-    if datamodule is None:
-        # So begins anomalib's message, whichever the compression.
-        msg = (
-            "Datamodule must be provided for OpenVINO INT8_PTQ compression, and for INT8_ACQ, which calibrate on its "
-            "images: name one, on the command line with --data."
-        )
-        raise ValueError(msg)
+    check_images(CompressionType.INT8_PTQ, datamodule)
+    assert datamodule is not None  # noqa: S101  (or the check would have said so)
     datamodule.setup("fit")
     batch = model.input(0).partial_shape[0]
     if batch.is_static:
