@@ -21,7 +21,7 @@ def run(options: argparse.Namespace) -> int:
     progress = ProgressLine()
     with (
         closing(Results(options.output, options.resume, detector.model_hash, detector.decision_threshold)) as results,
-        closing(score_frames(detector, _unseen(frames, results.names))) as scored,
+        closing(score_frames(detector, _unseen(frames, results.scored))) as scored,
     ):
         for frame, outcome in scored:
             if isinstance(outcome, Exception):

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,18 @@ TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newli
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """What makes spreadsheets run a cell."""
+
+
+_LABELS = {NORMAL, ANOMALOUS, ERROR}
+
+# How a value is written, and how the start of one is.
+_CSV_NAME = re.compile(r'"(?:[^"]|"")*"'), re.compile(r'(?:"(?:[^"]|"")*)?')
+_CSV_REASON = re.compile(r'"(?:[^"\n]|"")*"'), re.compile(r'(?:"(?:[^"\n]|"")*)?')
+_CSV_VALUE = re.compile(r'"[^",\n]*"'), re.compile(r'(?:"[^",\n]*)?')
+_JSON_VALUE = (
+    re.compile(r'"(?:[^"\\\n]|\\.)*"|[\w.+-]+(?=[,}])'),
+    re.compile(r'(?:"(?:[^"\\\n]|\\.)*\\?)?|[\w.+-]+'),
+)
 
 
 class Result(NamedTuple):
@@ -37,7 +50,8 @@ class Result(NamedTuple):
 class Results:
     """The results, written one line at a time and at once, so that a killed run loses nothing.
 
-    The file is locked, so that two processes never write the same one. Paths that start like a formula are written with
+    An image that is scored again gets a further row, and its last one counts. The file is locked, so that two processes
+    never write the same one. Paths that start like a formula are written with
     ``./`` before them.
 
     Args:
@@ -60,8 +74,8 @@ class Results:
             msg = "--resume needs the file of the earlier results: give --output."
             raise ValueError(msg)
         self._model, self._threshold = model, threshold
-        self.names: set[str] = set()
-        """Paths of the images that have a result, or are on their way to one."""
+        self._labels: dict[str, str] = {}
+        self._failures: dict[str, str] = {}
         self.count = 0
         """Number of scored images, those of earlier runs among them."""
         self.anomalous = 0
@@ -94,15 +108,24 @@ class Results:
                 raise ValueError(msg)
             return
         self._file.seek(0)
-        complete = _complete_lines(self._file.read(), quoted=path.suffix == ".csv")
+        text = self._file.read()
+        complete = _complete_lines(text, quoted=path.suffix == ".csv")
+        earlier: list[Result] = []
         try:
-            earlier = list(_parse(complete, path))
+            for result in _parse(complete, path):
+                earlier.append(result)
+            if not _is_half_line(text[len(complete) :].rstrip("\0"), path, first=not complete):
+                msg = "behind the last row is something else"
+                raise ValueError(msg)
         except (KeyError, TypeError, ValueError, csv.Error) as error:
-            msg = f"'{path}' holds no results that could be resumed: name another file with --output."
+            line = _line_of(len(earlier), complete, path)
+            msg = (
+                f"'{path}' holds no results that could be resumed: its line {line} is no row of them. Mend it, or name "
+                "another file with --output."
+            )
             raise ValueError(msg) from error
         for result in earlier:
             self._check_origin(result, path)
-            self.names.add(result.path)
             self._add(result)
         self._file.truncate(len(complete.encode(TEXT["encoding"], TEXT["errors"])))
         self._file.seek(0, os.SEEK_END)
@@ -115,16 +138,28 @@ class Results:
             )
             raise ValueError(msg)
 
+    @property
+    def names(self) -> set[str]:
+        """Paths of the images that have a result, an error included."""
+        return set(self._labels)
+
+    @property
+    def scored(self) -> set[str]:
+        """Paths of the images that have a score."""
+        return self.names - self._failures.keys()
+
     def write_score(self, path: str, score: float, is_anomalous: bool) -> Result:
         """Add the result of an image that was scored."""
         return self._write(path, score, ANOMALOUS if is_anomalous else NORMAL)
 
     def write_error(self, path: str, error: Exception) -> Result:
-        """Add an image that has no score, and why."""
+        """Add an image that has no score, and why, unless its last row says the same."""
         return self._write(path, None, ERROR, " ".join(str(error).split()))
 
     def _write(self, path: str, score: float | None, label: str, error: str = "") -> Result:
         result = Result(written_name(path), score, label, self._threshold, self._model, error)
+        if label == ERROR and self._failures.get(result.path) == error:
+            return result
         if self._csv is not None:
             self._csv.writerow(result._asdict())
         else:
@@ -134,9 +169,19 @@ class Results:
         return result
 
     def _add(self, result: Result) -> None:
-        self.errors += result.label == ERROR
-        self.count += result.label != ERROR
-        self.anomalous += result.label == ANOMALOUS
+        """Count a result in the place of the image's earlier one."""
+        if (earlier := self._labels.get(result.path)) is not None:
+            self._count(earlier, -1)
+        self._count(result.label, 1)
+        self._labels[result.path] = result.label
+        self._failures.pop(result.path, None)
+        if result.label == ERROR:
+            self._failures[result.path] = result.error
+
+    def _count(self, label: str, number: int) -> None:
+        self.errors += number * (label == ERROR)
+        self.count += number * (label != ERROR)
+        self.anomalous += number * (label == ANOMALOUS)
 
     def close(self) -> None:
         """Close the file; standard output stays open."""
@@ -160,15 +205,60 @@ def _complete_lines(text: str, quoted: bool) -> str:
     return text[:end]
 
 
+def _is_half_line(text: str, path: Path, first: bool) -> bool:
+    """Say whether a killed run can have left this behind the complete lines: the start of a row, or of the header."""
+    if path.suffix == ".csv":
+        if first:
+            return ",".join(f'"{name}"' for name in Result._fields).startswith(text)
+        literals = ["", *[","] * (len(Result._fields) - 1), ""]
+        values = [_CSV_NAME, *[_CSV_VALUE] * (len(Result._fields) - 2), _CSV_REASON]
+    else:
+        literals = [f', "{name}": ' for name in Result._fields] + ["}"]
+        literals[0] = "{" + literals[0].removeprefix(", ")
+        values = [_JSON_VALUE] * len(Result._fields)
+    for number, literal in enumerate(literals):
+        if not text.startswith(literal):
+            return literal.startswith(text)
+        text = text[len(literal) :]
+        if number == len(values):
+            break
+        value, half_value = values[number]
+        if half_value.fullmatch(text):
+            return True
+        if (found := value.match(text)) is None:
+            return False
+        text = text[found.end() :]
+    return not text
+
+
+def _line_of(rows: int, complete: str, path: Path) -> int:
+    """Return in which line the row begins that follows so many good ones, of 1 and more."""
+    if path.suffix == ".jsonl":
+        return rows + 1
+    reader = csv.reader(io.StringIO(complete, newline=""), strict=True)
+    try:
+        for _ in range(rows + 1):
+            next(reader)
+    except (StopIteration, csv.Error):
+        return 1
+    return reader.line_num + 1
+
+
 def _parse(text: str, path: Path) -> Iterator[Result]:
     lines = io.StringIO(text, newline="")
     if path.suffix == ".jsonl":
-        yield from (Result(**json.loads(line)) for line in lines)
+        for line in lines:
+            result = Result(**json.loads(line))
+            if result.label not in _LABELS or not isinstance(result.path, str):
+                raise ValueError(line)
+            yield result
         return
     reader = csv.DictReader(lines, strict=True)
     if text and tuple(reader.fieldnames or ()) != Result._fields:
         raise KeyError(reader.fieldnames)
     for row in reader:
+        if len(row) != len(Result._fields) or None in row.values() or row["label"] not in _LABELS:
+            raise ValueError(row)
         score, threshold = (float(value) if value else None for value in (row["score"], row["threshold"]))
         yield Result(row["path"], score, row["label"], threshold, row["model"], row["error"])
 

@@ -120,3 +120,60 @@ def test_other_files_are_not_continued(path: Path, text: str) -> None:
     with pytest.raises(ValueError, match="holds no results that could be resumed"):
         open_results(path, resume=True)
     assert path.read_text() == text
+
+
+@pytest.mark.parametrize(
+    "text", ["my notes", "path,score,label", '"', "{", '{"path": "a", "x', '{"path": "a"}', "\0a", '"path","sc0"']
+)
+def test_other_files_without_a_last_line_break(path: Path, text: str) -> None:
+    """Nothing is cut off that was not the start of a line of results."""
+    path.write_text(text)
+    ours = ['"path","score"' if path.suffix == ".csv" else '{"path": "a'][0]
+    if ours.startswith(text):
+        open_results(path, resume=True).close()
+        return
+    with pytest.raises(ValueError, match="holds no results that could be resumed: its line 1 "):
+        open_results(path, resume=True)
+    assert path.read_text() == text
+
+
+def test_what_a_power_cut_leaves(path: Path) -> None:
+    """Zeros behind the last row."""
+    write(open_results(path), ["a.png"])
+    whole = path.read_bytes()
+    path.write_bytes(whole + bytes(100))
+    open_results(path, resume=True).close()
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("row", [0, 3, 9])
+@pytest.mark.parametrize("place", range(12))
+def test_damage_amid_the_rows(path: Path, row: int, place: int) -> None:
+    """A missing quotation mark costs no row: the file stays as it is, and the message names the line."""
+    write(open_results(path), [f"{index}.png" for index in range(10)])
+    lines = path.read_text().splitlines(keepends=True)
+    number = row + (path.suffix == ".csv")
+    parts = lines[number].split('"')
+    parts[place] += parts.pop(place + 1)
+    lines[number] = '"'.join(parts)
+    damaged = "".join(lines)
+    path.write_text(damaged)
+    with pytest.raises(ValueError, match=f"its line {number + 1} is no row"):
+        open_results(path, resume=True)
+    assert path.read_text() == damaged
+
+
+def test_last_row_of_an_image_counts(path: Path) -> None:
+    """Errors are tried again: a further row replaces that of before, and the same error writes none."""
+    with closing(open_results(path)) as results:
+        for name in ("a.png", "b.png"):
+            results.write_error(name, OSError("broken"))
+    for _ in range(2):
+        with closing(open_results(path, resume=True)) as results:
+            results.write_error("a.png", OSError("broken"))
+            if "b.png" not in results.scored:
+                results.write_score("b.png", 0.9, True)
+            assert (results.count, results.anomalous, results.errors) == (1, 1, 1)
+            assert results.scored == {"b.png"}
+    assert path.read_text().count("b.png") == 2
+    assert path.read_text().count("a.png") == 1
