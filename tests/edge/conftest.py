@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One trained model and its exports, for all tests of the edge runtime."""
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,3 +52,21 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     engine.fit(model, datamodule=datamodule)
     predictions = engine.predict(model, datamodule=datamodule)
     return Trained(model.to_openvino(root / "export"), root, predictions)
+
+
+@pytest.fixture(scope="session")
+def train_with_backbone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], tuple[Path, ImageBatch]]:
+    """Trains a class of models once, and gives its OpenVINO export and a batch that the engine has predicted."""
+
+    @cache
+    def train(build: Any) -> tuple[Path, ImageBatch]:
+        root = tmp_path_factory.mktemp(build.__name__)
+        model = build_with_backbone(build, 32)
+        datamodule = Digits(root / "digits", 8, train_batch_size=16, eval_batch_size=8, max_test_images=30)
+        limits = {"limit_train_batches": 1, "limit_val_batches": 2, "limit_predict_batches": 1}
+        engine = build_engine(root, logger=False, **limits)
+        engine.fit(model, datamodule=datamodule)
+        (batch,) = engine.predict(model, datamodule=datamodule)
+        return model.to_openvino(root / "export"), batch
+
+    return train

@@ -9,18 +9,18 @@ import numpy as np
 import openvino
 import pytest
 import torch
+from anomalib.data import ImageBatch
 from anomalib.models import Padim
 from PIL import Image
 from scipy.stats import binomtest
 
-from ganomaly_plugin import Digits, FeatureGANomaly
+from ganomaly_plugin import FeatureGANomaly
 from ganomaly_plugin.edge import Detector
 from ganomaly_plugin.edge.calibration import PixelQuantile, choose_threshold, needed_pictures, wilson_interval
 from ganomaly_plugin.edge.command import main
 from ganomaly_plugin.models.components.post_processor import OneClassThreshold
-from tests.engine import build_engine
 
-from .conftest import Trained, build_with_backbone
+from .conftest import Trained
 
 NOTHING = np.empty(0, dtype=np.float32)
 
@@ -200,14 +200,16 @@ class TestModel:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("build", [Padim, FeatureGANomaly])
-    def test_model_with_a_backbone(self, trained: Trained, tmp_path: Path, build: Any) -> None:
+    def test_model_with_a_backbone(
+        self,
+        trained: Trained,
+        train_with_backbone: Callable[[Any], tuple[Path, ImageBatch]],
+        tmp_path: Path,
+        build: Any,
+    ) -> None:
         """PaDiM as anomalib exports it, and ours."""
-        model = build_with_backbone(build, 32)
-        datamodule = Digits(tmp_path / "digits", 8, train_batch_size=16, eval_batch_size=8)
-        engine = build_engine(tmp_path, limit_train_batches=1, limit_val_batches=2, logger=False, max_epochs=1)
-        engine.fit(model, datamodule=datamodule)
         good, bad = split(trained)
-        detector = Detector(model.to_openvino(tmp_path / "export"))
+        detector = Detector(train_with_backbone(build)[0])
         assert detector.model_threshold == 0.5
         calibration = detector.calibrate(good, bad, tmp_path / "new.xml", recall=0.5)
         calibrated = Detector(tmp_path / "new.xml")

@@ -4,7 +4,7 @@
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from itertools import count, islice
@@ -17,20 +17,20 @@ import onnx
 import openvino
 import pytest
 import torch
+from anomalib.data import ImageBatch
 from anomalib.models import Padim, Patchcore
 from PIL import Image
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
-from ganomaly_plugin import Digits, FeatureGANomaly, GANomaly
+from ganomaly_plugin import FeatureGANomaly, GANomaly
 from ganomaly_plugin.edge import Detector, ImageTooLargeError, NotADetectorError
 from ganomaly_plugin.edge.exported_model import shared_core
 from ganomaly_plugin.edge.image_input import to_input
 from ganomaly_plugin.edge.pipeline import start_ahead
 from ganomaly_plugin.image_file import UnreadableImageError
 from ganomaly_plugin.models.components.pre_processor import AntialiasedPreProcessor
-from tests.engine import build_engine
 
-from .conftest import Trained, build_with_backbone
+from .conftest import Trained
 
 
 @pytest.fixture(scope="module")
@@ -316,16 +316,10 @@ def test_twelve_bits_in_sixteen(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("build", [Padim, Patchcore, FeatureGANomaly])
-def test_detectors_with_a_backbone(tmp_path: Path, trained: Trained, build: Any) -> None:
+def test_detectors_with_a_backbone(train_with_backbone: Callable[[Any], tuple[Path, ImageBatch]], build: Any) -> None:
     """Trained models of others, and ours, give what anomalib's engine gives."""
-    model = build_with_backbone(build, 64)
-    datamodule = Digits(tmp_path / "digits", 8, train_batch_size=16, eval_batch_size=8)
-    engine = build_engine(
-        tmp_path, limit_train_batches=1, limit_val_batches=2, limit_predict_batches=1, logger=False, max_epochs=1
-    )
-    engine.fit(model, datamodule=datamodule)
-    (batch,) = engine.predict(model, datamodule=datamodule)
-    predictions = Detector(model.to_openvino(tmp_path / "export")).predict(batch.image_path)
+    xml, batch = train_with_backbone(build)
+    predictions = Detector(xml).predict(batch.image_path)
     for prediction, score, anomaly_map in zip(predictions, batch.pred_score, batch.anomaly_map, strict=True):
         assert prediction.score == pytest.approx(float(score), abs=1e-3)
         np.testing.assert_allclose(prediction.anomaly_map, anomaly_map.squeeze(), atol=1e-3)
