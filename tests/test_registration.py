@@ -248,6 +248,13 @@ def test_every_subcommand_knows_the_names(capsys: pytest.CaptureFixture[str], su
     assert config["data"]["class_path"] == "ganomaly_plugin.Digits"
 
 
+def test_export_knows_the_names(capsys: pytest.CaptureFixture[str]) -> None:
+    """It takes no data."""
+    with pytest.raises(SystemExit):
+        AnomalibCLI(["export", "--model", "ganomaly", "--export_type", "onnx", "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["class_path"] == "ganomaly_plugin.GANomaly"
+
+
 @pytest.mark.parametrize("name", sorted(entry.name for entry in entry_points(group="anomalib.models")))
 def test_every_model_trains_and_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """A few batches of every model that the package registers, from the command line to the test's figures."""
@@ -263,22 +270,15 @@ def test_every_model_trains_and_tests(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
-def test_the_stock_command_itself() -> None:
-    """The console script is anomalib's, and knows the alias."""
-    result = run_anomalib(["export", "--model", "ganomaly", "--export_type", "onnx", "--print_config"])
-    assert yaml.safe_load(result.stdout)["model"]["class_path"] == "ganomaly_plugin.GANomaly", result.stderr
-
-
-@pytest.mark.slow
 def test_stock_benchmark_runs_ours(tmp_path: Path) -> None:
-    """anomalib's own benchmark pipeline trains our model on our datamodule and writes its table."""
+    """The console script is anomalib's: its benchmark trains our model on our datamodule and writes its table."""
     arguments = {"image_size": 32, "n_features": 4, "visualizer": False}
     config = {
         "accelerator": "cpu",
         "benchmark": {
             "seed": 42,
             "model": {"class_path": "ganomaly", "init_args": arguments},
-            "data": {"class_path": "digits", "init_args": {"abnormal_class": {"grid": [3]}}},
+            "data": {"class_path": "digits", "init_args": {"abnormal_class": {"grid": [3]}, "max_test_images": 10}},
         },
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
@@ -311,23 +311,27 @@ for model, status in (("ganomaly", 2), ("ganomaly_plugin.GANomaly", 0)):
 @pytest.mark.slow
 def test_python_m_is_the_stock_command(tmp_path: Path) -> None:
     """With the same names and subcommands where the start-up hook is off, in the processes of a comparison too."""
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "ganomaly_plugin", *arguments]
-        environment = os.environ | {"GANOMALY_PLUGIN_DISABLE": "1"}
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-
-    small = ["--model.n_features=2", "--model.latent_vec_size=2", "--model.image_size=32", "--model.visualizer=false"]
-    short = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.accelerator=cpu"]
-    trained = run("train", "--model", "ganomaly", "--data", "digits", *small, *short)
-    assert trained.returncode == 0, trained.stderr
+    small = {"image_size": 32, "n_features": 2, "latent_vec_size": 2}
+    short = {"max_epochs": 1, "limit_train_batches": 1, "limit_val_batches": 1, "limit_test_batches": 1}
+    options = [f"--model.{name}={value}" for name, value in small.items()]
+    options += [f"--trainer.{name}={value}" for name, value in short.items()]
+    train = ["train", "--model", "ganomaly", "--data", "digits", *options]
+    train += ["--model.visualizer=false", "--trainer.accelerator=cpu"]
+    model = {"class_path": "ganomaly", "init_args": small, "trainer": {"max_epochs": 1, "limit_train_batches": 1}}
+    data = {"class_path": "digits", "init_args": {"abnormal_class": 3, "max_test_images": 10}}
+    (tmp_path / "compare.yaml").write_text(yaml.safe_dump({"compare": {"model": model, "data": data}}))
+    # As python -m does, but importing anomalib once for both.
+    code = f"""
+import runpy, sys
+for arguments in ({train}, ["compare", "--config", "compare.yaml", "--output", "results"]):
+    sys.argv[1:] = arguments
+    runpy.run_module("ganomaly_plugin", run_name="__main__", alter_sys=True)
+"""
+    result = run_python(code, tmp_path, GANOMALY_PLUGIN_DISABLE="1")
+    assert result.returncode == 0, result.stdout + result.stderr
     assert list(tmp_path.rglob("GANomaly/Digits/**/model.ckpt"))
-    model = {"class_path": "ganomaly", "init_args": {"image_size": 32, "n_features": 2, "latent_vec_size": 2}}
-    model["trainer"] = {"max_epochs": 1, "limit_train_batches": 1}
-    config = {"model": model, "data": {"class_path": "digits", "init_args": {"abnormal_class": 3}}}
-    (tmp_path / "compare.yaml").write_text(yaml.safe_dump({"compare": config}))
-    compared = run("compare", "--config", "compare.yaml", "--output", "results")
-    assert compared.returncode == 0, compared.stdout + compared.stderr
+    assert list(tmp_path.glob("results/runs/*/*/*/*/result.json"))
+    assert (tmp_path / "results" / "report.html").is_file()
 
 
 def test_interpreters_without_anomalib_pay_nothing() -> None:
