@@ -103,13 +103,20 @@ def _parser() -> argparse.ArgumentParser:
         "watch",
         "score what a camera writes into a folder",
         "Runs until SIGINT or SIGTERM. Images that are in the folder already are left out; with --resume, all that have"
-        " no result are scored.",
+        " no result are scored. A file that is written again under its name is scored again.",
     )
     watch.add_argument("folder", type=Path, help="the folder; folders in it are followed as well")
     watch.add_argument(
         "--on-anomaly",
         metavar="COMMAND",
         help="program to start for each anomalous image, with its result in JSON as last argument",
+    )
+    watch.add_argument(
+        "--settle",
+        type=_number(float, 0),
+        default=0.5,
+        metavar="SECONDS",
+        help="time for which a file must not change before it is read (default: 0.5)",
     )
     watch.add_argument(
         "--drift-window", type=_number(int, 20), default=200, metavar="N", help="parts compared with the calibration"

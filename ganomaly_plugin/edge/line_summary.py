@@ -4,6 +4,7 @@
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -15,9 +16,11 @@ class LineSummary:
 
     Args:
         seconds: Time between two lines.
+        count_waiting: Says how many anomalous parts wait for their program.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, count_waiting: Callable[[], int] = lambda: 0) -> None:
+        self._count_waiting = count_waiting
         self._seconds = seconds
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -57,4 +60,6 @@ class LineSummary:
             if self._errors:
                 text += f", {self._errors} not readable"
             self._reset()
+        if waiting := self._count_waiting():
+            text += f", {waiting} wait for their program"
         print(text, file=sys.stderr, flush=True)

@@ -4,11 +4,11 @@
 import math
 import threading
 from collections.abc import Callable, Generator, Iterable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 PATIENCE = 0.1
-"""Seconds after which a thread that waits for an item is left to itself."""
+"""Seconds after which a thread that waits for an item is left to itself, and between two looks for signals."""
 
 Item = TypeVar("Item")
 Job = TypeVar("Job")
@@ -67,7 +67,7 @@ def start_ahead(
     thread = threading.Thread(target=read, name="ganomaly-edge-reader", daemon=True)
     thread.start()
     try:
-        while (job := started.get()) is not None:
+        while (job := _take(started)) is not None:
             yield job
             places.release()
     finally:
@@ -79,6 +79,15 @@ def start_ahead(
                 break
     if failures:
         raise failures[0]
+
+
+def _take(queue: SimpleQueue[Item]) -> Item:
+    """Wait for an item, and let handlers of signals run now and then: one that comes just before a wait ends none."""
+    while True:
+        try:
+            return queue.get(timeout=PATIENCE)
+        except Empty:
+            continue
 
 
 class Budget:

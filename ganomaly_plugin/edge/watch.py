@@ -4,7 +4,6 @@
 import argparse
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -24,20 +23,23 @@ from ganomaly_plugin.edge.scoring import build_detector, score_frames
 
 def run(options: argparse.Namespace) -> int:
     """Follow the folder until SIGINT or SIGTERM, and finish what has begun."""
-    stopped = threading.Event()
+    stop = _Stop()
     for signal_number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signal_number, lambda number, _: _stop(stopped, number))
+        signal.signal(signal_number, stop)
     # All that may be wrong is found before the file of earlier results is touched.
     detector = build_detector(options, "latency")
     drift = _build_drift_monitor(detector, options.drift_window)
     with ExitStack() as stack:
-        starter = stack.enter_context(closing(ProgramStarter(options.on_anomaly))) if options.on_anomaly else None
+        starter = None
+        if options.on_anomaly is not None:
+            starter = stack.enter_context(closing(ProgramStarter(options.on_anomaly)))
         results = Results(options.output, options.resume, detector.model_hash, detector.decision_threshold)
         stack.enter_context(closing(results))
-        follower = FolderFollower(options.folder, results.names, stopped)
+        follower = FolderFollower(options.folder, results.scored, stop.is_asked, options.settle)
         if not options.resume and (existing := follower.skip_existing()):
             _say(f"{existing} images that are in '{options.folder}' already are left out; --resume takes them in.")
-        summary = stack.enter_context(closing(LineSummary(options.summary_seconds)))
+        count_waiting = (lambda: starter.waiting) if starter is not None else lambda: 0
+        summary = stack.enter_context(closing(LineSummary(options.summary_seconds, count_waiting)))
         found: dict[str, float] = {}
 
         def frames() -> Iterator[Frame]:
@@ -46,9 +48,9 @@ def run(options: argparse.Namespace) -> int:
                 yield Frame(str(path), path)
 
         for frame, outcome in stack.enter_context(closing(score_frames(detector, frames()))):
+            if not follower.finish(Path(frame.name), readable=not isinstance(outcome, Exception)):
+                continue
             if isinstance(outcome, Exception):
-                if follower.try_again(Path(frame.name)):
-                    continue
                 result = results.write_error(frame.name, outcome)
                 _say(result.error)
             else:
@@ -61,10 +63,22 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _stop(stopped: threading.Event, signal_number: int) -> None:
-    """End the run in good order; the same signal again ends it at once."""
-    stopped.set()
-    signal.signal(signal_number, signal.SIG_DFL)
+class _Stop:
+    """Ends the run in good order; the same signal again ends it at once.
+
+    A signal may interrupt the handler of another one, so it takes no lock: whoever waits looks for it now and then.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def __call__(self, signal_number: int, _: object) -> None:
+        self._asked = True
+        signal.signal(signal_number, signal.SIG_DFL)
+
+    def is_asked(self) -> bool:
+        """Return whether a signal has come."""
+        return self._asked
 
 
 def _build_drift_monitor(detector: Detector, window: int) -> DriftMonitor | None:

@@ -16,8 +16,11 @@ import pytest
 from PIL import Image
 from scipy.stats import ks_2samp
 
-from ganomaly_plugin.edge import Detector
+from ganomaly_plugin.edge import Detector, program_starter
 from ganomaly_plugin.edge.drift import LEVEL, DriftMonitor, kolmogorov_smirnov
+from ganomaly_plugin.edge.folder_follower import FolderFollower
+from ganomaly_plugin.edge.line_summary import LineSummary
+from ganomaly_plugin.edge.results import Result
 
 from .conftest import Trained
 
@@ -89,7 +92,7 @@ def test_files_of_all_kinds_of_writers(trained: Trained, tmp_path: Path, start: 
     wait_until(lambda: line.names() == ["a.png"])
     with (line.folder / "slow.png").open("wb") as file:
         for byte in (whole[:20], whole[20:60], whole[60:]):
-            time.sleep(0.3)  # Longer than a file takes to settle.
+            time.sleep(0.7)  # Longer than a file takes to settle.
             file.write(byte)
             file.flush()
     wait_until(lambda: line.names() == ["a.png", "slow.png"])
@@ -123,6 +126,92 @@ def test_stopped_and_resumed(trained: Trained, tmp_path: Path, start: Callable[.
     assert sorted(resumed.names()) == [f"{index:02}.png" for index in range(60)]
 
 
+def test_name_that_is_used_again(trained: Trained, tmp_path: Path, start: Callable[..., Line]) -> None:
+    """Each part has its row: deleted and written again, overwritten in place, moved away, also after a resumption."""
+    first, *others = (Path(path).read_bytes() for path in trained.paths[:6])
+    line = start()
+    file = line.folder / "part.png"
+    file.write_bytes(first)
+    wait_until(lambda: len(line.rows()) == 1)
+    file.unlink()
+    file.write_bytes(others[0])
+    wait_until(lambda: len(line.rows()) == 2)
+    file.write_bytes(others[1])
+    wait_until(lambda: len(line.rows()) == 3)
+    file.rename(tmp_path / "kept.png")
+    file.write_bytes(others[2])
+    wait_until(lambda: len(line.rows()) == 4)
+    file.write_bytes(first[:60])  # Unreadable, and written again.
+    wait_until(lambda: len(line.rows()) == 5)
+    file.write_bytes(others[3])
+    wait_until(lambda: len(line.rows()) == 6)
+    line.stop()
+    earlier = line.log.read_text().count("parts/s")
+    resumed = start("--resume", "--summary-seconds", "0.5")
+    wait_until(lambda: line.log.read_text().count("parts/s") >= earlier + 3)
+    file.unlink()
+    file.write_bytes(others[4])
+    wait_until(lambda: len(resumed.rows()) == 7)
+    resumed.stop()
+    detector = Detector(trained.xml)
+    expected = [detector.predict(content).score for content in (first, *others)]
+    scores = [float(row["score"]) for row in resumed.rows() if row["score"]]
+    assert scores == pytest.approx(expected, abs=1e-6)
+
+
+def test_file_that_changes_while_it_waits_to_be_scored(trained: Trained, tmp_path: Path) -> None:
+    """It gets no row until it has settled again, nor does one whose writer pauses for less than ``--settle``."""
+    folder = tmp_path / "camera"
+    folder.mkdir()
+    follower = FolderFollower(folder, set(), lambda: False, settled=0.05)
+    files = iter(follower)
+    file = folder / "a.png"
+    whole = Path(trained.paths[0]).read_bytes()
+    file.write_bytes(bytes(len(whole)))  # As writers do that ask for their space first.
+    assert next(files) == file
+    file.write_bytes(whole)
+    assert not follower.finish(file, readable=True)
+    assert next(files) == file
+    assert follower.finish(file, readable=True)
+
+
+def test_settle(trained: Trained, start: Callable[..., Line]) -> None:
+    """A writer may pause for less than that in a file of its final size."""
+    whole = Path(trained.paths[0]).read_bytes()
+    line = start("--settle", "2")
+    with (line.folder / "a.png").open("wb") as file:
+        file.write(whole[:50] + bytes(len(whole) - 50))
+        file.flush()
+        time.sleep(1)
+        assert line.rows() == []
+        file.seek(0)
+        file.write(whole)
+    wait_until(lambda: len(line.rows()) == 1)
+    line.stop()
+    assert line.rows()[0]["label"] != "error"
+
+
+def test_both_signals_at_once(start: Callable[..., Line]) -> None:
+    """As a terminal and a supervisor may send them."""
+    for _ in range(4):
+        line = start()
+        line.process.send_signal(signal.SIGINT)
+        line.process.send_signal(signal.SIGTERM)
+        assert line.process.wait(30) == 0
+        line.output.unlink()
+
+
+def test_stop_leaves_the_backlog(trained: Trained, tmp_path: Path) -> None:
+    """Of the files that are complete, no further one is begun."""
+    stopped = False
+    for index in range(5):
+        (tmp_path / f"{index}.png").write_bytes(Path(trained.paths[index]).read_bytes())
+    files = iter(FolderFollower(tmp_path, set(), lambda: stopped, settled=0))
+    next(files)
+    stopped = True
+    assert list(files) == []
+
+
 def test_program_on_anomaly(trained: Trained, tmp_path: Path, start: Callable[..., Line]) -> None:
     """It gets the result, and however long it takes, the next predictions come; Ctrl-C waits for it."""
     program = tmp_path / "gate.py"
@@ -143,6 +232,28 @@ def test_program_on_anomaly(trained: Trained, tmp_path: Path, start: Callable[..
     rejected = [json.loads(text) for text in (tmp_path / "rejected.jsonl").read_text().splitlines()]
     assert sorted(result["path"] for result in rejected) == [str(line.folder / f"{index}.png") for index in range(3)]
     assert {result["label"] for result in rejected} == {"anomalous"}
+
+
+def test_program_that_is_too_slow(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One warning, and each summary says how many parts wait for it."""
+    monkeypatch.setattr(program_starter, "WARNED_AT", 3)
+    go = tmp_path / "go"
+    program = tmp_path / "gate.sh"
+    program.write_text(f"while [ ! -e '{go}' ]; do sleep 0.05; done\n")
+    starter = program_starter.ProgramStarter(f"sh '{program}'")
+    result = Result("a.png", 0.9, "anomalous", 0.5, "ab12")
+    for _ in range(program_starter.AT_A_TIME + 5):
+        starter.start(result)
+    wait_until(lambda: starter.waiting == 5)
+    LineSummary(60, lambda: starter.waiting).close()
+    go.touch()
+    starter.close()
+    said = capfd.readouterr().err
+    assert said.count("the program of --on-anomaly is too slow: ") == 1
+    assert ", 5 wait for their program\n" in said
+    assert starter.waiting == 0
 
 
 def test_summary_and_drift(trained: Trained, tmp_path: Path, start: Callable[..., Line]) -> None:
@@ -169,6 +280,8 @@ def test_summary_and_drift(trained: Trained, tmp_path: Path, start: Callable[...
     [
         (["lost"], "There is no folder 'lost' to watch"),
         ([".", "--on-anomaly", "no-such-program --now"], "There is no program 'no-such-program --now'"),
+        ([".", "--on-anomaly", ""], "There is no program '' to start"),
+        ([".", "--on-anomaly", "a 'b"], "cannot be read: No closing quotation"),
         ([".", "--drift-window", "3"], "--drift-window: invalid whole number at least 20"),
         ([".", "--output", "a.txt"], "must end in .csv or .jsonl"),
     ],
