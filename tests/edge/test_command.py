@@ -486,6 +486,19 @@ def test_commands_say_what_they_are_at(
     assert kinds == {"one at a time", "stream"}
 
 
+def test_calibration_overwrites_no_picture(
+    tmp_path: Path, trained: Trained, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A photograph beside the new model stays, and nothing is scored before that is said."""
+    photograph = tmp_path / "line.png"
+    photograph.write_bytes(b"mine")
+    command = ["calibrate", str(trained.xml), str(images), "--false-alarms", "0.5"]
+    assert main([*command, "--output", str(tmp_path / "line.xml")]) == 2
+    assert f"'{photograph}', where the scores are to be drawn, is there already" in capsys.readouterr().err
+    assert photograph.read_bytes() == b"mine"
+    assert not (tmp_path / "line.xml").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
