@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real installations in fresh virtual environments: wheel, source folder and editable, and their removal.
+"""Real installations in fresh virtual environments, wheel and editable, and their removal.
 
 The environments see this interpreter's packages through a path file, so that only the plugin itself is installed. A
 path file does not run the path files of the folder it names, so the hook under test is the fresh environment's own.
@@ -48,7 +48,7 @@ def test_wheel_holds_only_the_package(wheel: Path) -> None:
     assert top == {"ganomaly_plugin", "ganomaly_plugin.pth", "ganomaly_plugin-0.1.0.dist-info"}
 
 
-@pytest.mark.parametrize("kind", ["wheel", "folder", "editable"])
+@pytest.mark.parametrize("kind", ["wheel", "editable"])
 def test_install_use_and_uninstall(kind: str, wheel: Path, tmp_path: Path) -> None:
     """Each kind of installation serves the stock command, and leaves nothing behind."""
     environment = tmp_path / "environment"
@@ -58,7 +58,7 @@ def test_install_use_and_uninstall(kind: str, wheel: Path, tmp_path: Path) -> No
     (site / "packages.pth").write_text(sysconfig.get_path("purelib") + "\n")
     before = sorted(path.relative_to(site) for path in site.rglob("*") if "__pycache__" not in path.parts)
 
-    source = {"wheel": [wheel], "folder": [ROOT], "editable": ["--editable", ROOT]}[kind]
+    source = {"wheel": [wheel], "editable": ["--editable", ROOT]}[kind]
     installed = run(python, "-m", "pip", "install", "--ignore-installed", "--no-deps", "--no-build-isolation", *source)
     assert installed.returncode == 0, installed.stderr
 
