@@ -28,6 +28,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
     return Scheduling(config, log)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Run one worker more than there are cores, since some tests wait for processes that they start."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.hookimpl(tryfirst=True)  # Before ``-m`` selects.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that need real data."""
