@@ -87,7 +87,9 @@ def to_rgb(image: Image.Image) -> npt.NDArray:
         ValueError: If the values have no known white.
     """
     if image.mode not in _WHITE:
-        image.info.pop("transparency", None)  # Pillow would warn that the conversion drops it.
+        if "transparency" in image.info:  # Pillow would warn that the conversion drops it.
+            image = image.copy()
+            del image.info["transparency"]
         return np.array(image.convert("RGB"))
     if image.mode == "I" and image.format not in {"PNG", "PPM"}:  # For those two, Pillow keeps 16 bits in mode I.
         msg = "signed or 32-bit integers do not say which value is white: store the image with 8 or 16 bits"
@@ -135,7 +137,10 @@ def open_image(path: str | Path | BinaryIO) -> Iterator[Image.Image]:
         raise FileNotFoundError(msg) from error
     except Exception as error:  # Pillow's decoders raise errors of any type for a broken file.
         reason = f"{type(error).__name__}: {error}"
-        msg = f"Cannot read the image '{path}' ({reason}). Replace the file, or take it out of the data set."
+        name = f"the image '{path}'"
+        if not isinstance(path, str | Path):
+            name, reason = "an image from its bytes", reason.replace(f" {path!r}", "")
+        msg = f"Cannot read {name} ({reason}). Replace the file, or take it out of the data set."
         raise UnreadableImageError(msg) from error
 
 

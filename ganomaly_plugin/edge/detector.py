@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run an exported anomaly detector."""
 
+import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -74,7 +75,7 @@ class Detector:
         hint: ``latency`` for one image at a time, ``throughput`` for streams.
         threshold: User-facing score above which an image is anomalous; ``None`` leaves the decision to the model.
         cache_dir: Folder for compiled models, which shortens later starts on GPUs and NPUs.
-        max_pixels: Pixels of an image file above which it is refused.
+        max_pixels: Pixels of an image file above which it is refused; Pillow's own limit does not count.
 
     Raises:
         FileNotFoundError: If a file of the model is missing.
@@ -321,7 +322,7 @@ class Detector:
         mask = _first(outputs["pred_mask"]).astype(bool) if "pred_mask" in outputs else None
         score = float(outputs["pred_score" if "pred_score" in outputs else "anomaly_map"].max())
         if not np.isfinite(score):
-            name = f"'{source}'" if isinstance(source, str | Path) else "an image"
+            name = f"'{os.fsdecode(source)}'" if isinstance(source, str | os.PathLike) else "an image"
             msg = f"The model scores {name} {score}, which says nothing: export it again, or try another device."
             raise ValueError(msg)
         if self.threshold is not None:

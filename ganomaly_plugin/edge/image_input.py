@@ -2,7 +2,10 @@
 """Images of any kind and size as a model takes them, in little memory."""
 
 import math
-from collections.abc import Callable, Iterable
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
@@ -10,12 +13,13 @@ from typing import Any, BinaryIO, TypeGuard
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 
-from ganomaly_plugin.image_file import UnreadableImageError, open_image, to_rgb
+from ganomaly_plugin.image_file import UnreadableImageError, open_image, orientation, to_rgb
 
 Content = bytes | bytearray | memoryview
 """The content of a file."""
-Source = str | Path | Content | BinaryIO | Image.Image | npt.NDArray[Any]
+Source = str | os.PathLike[str] | Content | BinaryIO | Image.Image | npt.NDArray[Any]
 """A file, its content as bytes or as a binary file object, a Pillow image, or an array as :func:`to_input` takes it."""
 
 MAX_PIXELS = 50_000_000
@@ -36,7 +40,7 @@ def is_one(images: Source | Iterable[Source]) -> TypeGuard[Source]:
     """Say whether this is one image, not several."""
     if isinstance(images, np.ndarray):
         return images.ndim < 4
-    return isinstance(images, str | Path | Content | Image.Image) or hasattr(images, "read")
+    return isinstance(images, str | os.PathLike | Content | Image.Image) or hasattr(images, "read")
 
 
 class ImageTooLargeError(UnreadableImageError):
@@ -77,6 +81,9 @@ def to_input(
         UnreadableImageError: If the file holds no image, or one that is too large.
         ValueError: If the array is no image.
     """
+    if isinstance(image, np.ma.MaskedArray):
+        msg = "A masked array does not say what its masked pixels are: give an array with values for them (filled)."
+        raise ValueError(msg)
     if isinstance(image, np.ndarray):
         pixels = image if image.ndim == 3 else image[..., np.newaxis]
         if image.ndim not in {2, 3} or pixels.shape[2] not in {1, 3} or 0 in pixels.shape:
@@ -91,15 +98,61 @@ def to_input(
 
     if isinstance(image, Image.Image):
         _check_size(image, "The image", max_pixels)
-        return convert(image)
+        with _without_pillows_limit():
+            return convert(_turn_upright(image))
+    if isinstance(image, os.PathLike):
+        image = Path(os.fsdecode(image))
     name = f"'{image}'" if isinstance(image, str | Path) else "The image"
-    with open_image(BytesIO(image) if isinstance(image, Content) else image) as opened:
+    file = BytesIO(image) if isinstance(image, Content) else image
+    with _without_pillows_limit(), open_image(file) as opened:
         height, width = choose_size((opened.height, opened.width))
         if height < opened.height and width < opened.width:
             opened.draft(None, (width, height))  # JPEG files can be decoded at a half, a quarter or an eighth.
         _check_size(opened, name, max_pixels)
         ImageOps.exif_transpose(opened, in_place=True)
         return convert(opened)
+
+
+_limits: list[int | None] = []
+_limits_lock = threading.Lock()
+
+
+@contextmanager
+def _without_pillows_limit() -> Iterator[None]:
+    """Lift Pillow's own limit while images are read here, in one or several threads: ``max_pixels`` takes its place."""
+    with _limits_lock:
+        _limits.append(Image.MAX_IMAGE_PIXELS)
+        Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        with _limits_lock:
+            earlier = _limits.pop()  # Those on top of the first were put there while the limit was lifted.
+            if not _limits:
+                Image.MAX_IMAGE_PIXELS = earlier
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    """Return the image as its EXIF data says it is to be seen, as is done with files; the caller's stays as it is."""
+    if isinstance(image, TiffImageFile):
+        # Pillow turns TIFF itself, and would garble a file that it maps into memory by its name.
+        name, image.filename = image.filename, ""
+        try:
+            image.load()
+        finally:
+            image.filename = name
+    if orientation(image) in {0, 1}:
+        return image
+    turned = ImageOps.exif_transpose(image)
+    _keep_white(turned, image)
+    return turned
+
+
+def _keep_white(image: Image.Image, original: Image.Image) -> None:
+    """Give a copy what says which value is white: the format, and the tags of TIFF files."""
+    image.format = original.format
+    if hasattr(original, "tag_v2"):
+        image.tag_v2 = original.tag_v2  # type: ignore[attr-defined]
 
 
 def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
@@ -115,9 +168,7 @@ def _rows(image: Image.Image, first: int, last: int) -> npt.NDArray[Any]:
     if (first, last) == (0, image.height):
         return to_rgb(image)
     stripe = image.crop((0, first, image.width, last))
-    stripe.format = image.format  # It and the tags of TIFF files say which value is white.
-    if hasattr(image, "tag_v2"):
-        stripe.tag_v2 = image.tag_v2  # type: ignore[attr-defined]
+    _keep_white(stripe, image)
     return to_rgb(stripe)
 
 

@@ -7,8 +7,6 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from typing import Literal
 
-from PIL import Image
-
 from ganomaly_plugin.edge.detector import Detector, Prediction
 from ganomaly_plugin.edge.image_input import MAX_PIXELS, Source
 from ganomaly_plugin.edge.image_list import Frame
@@ -32,8 +30,7 @@ def build_detector(options: argparse.Namespace, hint: Literal["latency", "throug
 
 
 def max_pixels(options: argparse.Namespace) -> int:
-    """Return the limit for images, which takes the place of Pillow's own in this process."""
-    Image.MAX_IMAGE_PIXELS = None
+    """Return the limit for images."""
     limit: int = options.max_pixels or MAX_PIXELS
     return limit
 
