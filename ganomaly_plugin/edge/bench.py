@@ -9,18 +9,27 @@ import numpy as np
 import numpy.typing as npt
 
 from ganomaly_plugin.edge.detector import Detector
+from ganomaly_plugin.edge.image_input import MAX_PIXELS
 from ganomaly_plugin.edge.progress_line import ProgressLine
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure the model on noise, one image at a time and many."""
+    """Measure the model on noise, one image at a time and many.
+
+    Raises:
+        ValueError: If the images are larger than those that are scored.
+    """
+    height, width = options.size
+    if height * width > MAX_PIXELS:
+        msg = f"--size is {height} x {width}, more than {MAX_PIXELS} pixels: choose a smaller one."
+        raise ValueError(msg)
     image = np.random.default_rng(0).integers(0, 256, (*options.size, 3), dtype=np.uint8)
     latency = Detector(options.model, options.device, "latency")
     latency.predict(image)
-    milliseconds = []
+    milliseconds: list[float] = []
     progress = ProgressLine()
     start = time.perf_counter()
-    while (before := time.perf_counter()) - start < options.seconds:
+    while (before := time.perf_counter()) - start < options.seconds or not milliseconds:
         latency.predict(image)
         milliseconds.append((time.perf_counter() - before) * 1e3)
         progress.show(f"one at a time: {before - start:.0f} of {options.seconds:g} s")
@@ -33,6 +42,7 @@ def run(options: argparse.Namespace) -> int:
     start = time.perf_counter()
 
     def endless() -> Iterator[npt.NDArray[np.uint8]]:
+        yield image
         while (now := time.perf_counter()) - start < options.seconds:
             progress.show(f"stream: {now - start:.0f} of {options.seconds:g} s")
             yield image

@@ -10,6 +10,7 @@ import importlib
 import io
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -21,7 +22,8 @@ from typing import Any, NoReturn
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
-INTERRUPTION = "ganomaly-edge: interrupted; --resume continues the file of --output."
+INTERRUPTION = "ganomaly-edge: interrupted."
+RESUMABLE_INTERRUPTION = "ganomaly-edge: interrupted; --resume continues the file of --output."
 REQUIRED = {"numpy", "openvino", "PIL"}
 """What a device has to have installed."""
 
@@ -32,25 +34,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 if all images are normal, 1 if some are anomalous, 2 after an error, 130 after Ctrl-C.
     """
+    message = INTERRUPTION
     try:
         with _interruption_ends_at_once():
             options = _parser().parse_args(arguments)
             command = importlib.import_module(f"ganomaly_plugin.edge.{options.module}")
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="surrogateescape")  # Names of files may hold any bytes.
+            # As in files of results: names may hold any letters and any bytes.
+            sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+        if getattr(options, "resume", None) is not None and options.output is not None:
+            message = RESUMABLE_INTERRUPTION
         status: int = command.run(options)
         sys.stdout.flush()
     except BrokenPipeError:  # Whoever read the results has gone, and Python would complain of it once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 2
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, MemoryError) as error:
         reason = " ".join(str(error).split())
+        if isinstance(error, MemoryError):
+            reason = f"There is not enough memory. {reason}".strip()
         if isinstance(error, ModuleNotFoundError) and error.name in REQUIRED:
             reason = f"{error.name} is not installed: pip install openvino numpy pillow."
         print(f"ganomaly-edge: {reason}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(INTERRUPTION, file=sys.stderr)
+        print(message, file=sys.stderr)
         return INTERRUPTED
     return status
 
@@ -147,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     server.add_argument("--output", type=Path, required=True, metavar="DIR", help="new folder for the files")
     server.add_argument("--name", type=_file_name, default="detector", help="name under which clients find the model")
-    server.add_argument("--device", default="CPU", help="OpenVINO's device")
+    server.add_argument("--device", type=_server_device, default="CPU", help="OpenVINO's device on the server")
 
     bench = add_command("bench", "measure latency and throughput")
     sides = ("HEIGHT", "WIDTH")
@@ -183,6 +191,14 @@ def _file_name(text: str) -> str:
     """Check that a name can be that of a folder."""
     if text in {"", ".", ".."} or Path(text).name != text:
         msg = f"'{text}' is no name of a folder"
+        raise argparse.ArgumentTypeError(msg)
+    return text
+
+
+def _server_device(text: str) -> str:
+    """Check that OpenVINO knows such devices; which ones the server has shows there."""
+    if re.fullmatch(r"(CPU|GPU|NPU|AUTO|HETERO|MULTI|BATCH)([.:][A-Za-z0-9.,:()-]+)?", text) is None:
+        msg = f"'{text}' is none of OpenVINO's devices: CPU, GPU, NPU, AUTO, or such as GPU.1 and HETERO:GPU,CPU"
         raise argparse.ArgumentTypeError(msg)
     return text
 

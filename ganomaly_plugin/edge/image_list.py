@@ -37,12 +37,19 @@ def find_images(paths: Iterable[str]) -> Iterator[Path]:
 
     Raises:
         FileNotFoundError: If a folder holds no image, or a glob matches nothing.
-        ValueError: If a path or the list is empty.
+        ValueError: If a path or the list is empty, or the list is asked for twice.
     """
+    paths = list(paths)
+    if paths.count("-") > 1:
+        msg = "The list on standard input (-) can be read once: name it once."
+        raise ValueError(msg)
     return chain.from_iterable([_read_list() if path == "-" else _expand(path) for path in paths])
 
 
 def _read_list() -> Iterator[Path]:
+    if sys.stdin is None or sys.stdin.closed:
+        msg = "There is no standard input to read the list from (-)."
+        raise ValueError(msg)
     count = 0
     for line in _decode_list(sys.stdin):
         name = line.removesuffix("\n").removesuffix("\r")
@@ -58,26 +65,29 @@ def _read_list() -> Iterator[Path]:
 
 
 def _decode_list(stdin: TextIO) -> TextIO:
-    """Return standard input as text in UTF-8, or in UTF-16 where it starts with the mark of that."""
+    """Return standard input as text in UTF-8, or in UTF-16 where its first bytes show that."""
     if not isinstance(stdin, io.TextIOWrapper):
         return stdin
     buffer = stdin.detach()
     start = buffer.peek(2)[:2] if isinstance(buffer, io.BufferedReader) else b""
     encoding = "utf-16" if start in {b"\xff\xfe", b"\xfe\xff"} else "utf-8-sig"
-    return io.TextIOWrapper(buffer, encoding, "strict" if encoding == "utf-16" else "surrogateescape", newline="\n")
+    if len(start) == 2 and 0 in start:  # No name holds a zero, but half of a letter in UTF-16 may be one.
+        encoding = "utf-16-be" if start[0] == 0 else "utf-16-le"
+    errors = "strict" if encoding.startswith("utf-16") else "surrogateescape"
+    return io.TextIOWrapper(buffer, encoding, errors, newline="\n")
 
 
 def _expand(path: str) -> Iterable[Path]:
     if not path:
         msg = "One of the paths is empty ('')."
         raise ValueError(msg)
-    if Path(path).is_dir():
+    if os.path.isdir(path):  # noqa: PTH112  (unlike pathlib, it takes a name that is too long)
         found = _list(Path(path))
         if not found:
             msg = f"The folder '{path}' holds no images ({', '.join(sorted(SUFFIXES))})."
             raise FileNotFoundError(msg)
         return found
-    if glob.has_magic(path) and not Path(path).exists():
+    if glob.has_magic(path) and not os.path.exists(path):  # noqa: PTH110
         matches = sorted(glob.glob(path, recursive=True))
         if not matches:
             msg = f"No file matches '{path}'."

@@ -155,6 +155,26 @@ def test_no_two_images_share_a_heat_map() -> None:
     assert not any(place.is_absolute() or ".." in place.parts for place in places)
 
 
+def test_names_of_any_length(
+    tmp_path: Path, trained: Trained, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Too long for a file system, with a zero, and so long that its heat map takes a shorter one: the run goes on."""
+    first = min(images.iterdir())
+    longest = [images / f"{'ä' * 125}{end}.png" for end in (1, 2)]
+    for file in longest:
+        shutil.copy(first, file)
+    names = ["x" * 5000 + ".png", "a\0b.png", *map(str, longest)]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(names)))
+    output, maps = tmp_path / "results.csv", tmp_path / "maps"
+    command = ["predict", str(trained.xml), "-", "--output", str(output), "--save-maps", str(maps), "--threshold", "1"]
+    assert main(command) == 2
+    assert [row["label"] for row in rows(output)] == ["error", "error", "normal", "normal"]
+    assert len(list(maps.rglob("*.png"))) == 2
+    capsys.readouterr()
+    assert main(["calibrate", str(trained.xml), names[0], "--false-alarms", "0.5"]) == 2
+    assert "There is no file or folder 'xxx" in capsys.readouterr().err
+
+
 def test_heat_maps_of_equal_names(
     tmp_path: Path, trained: Trained, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,7 +258,7 @@ def test_results_say_which_model_decided_how(tmp_path: Path, trained: Trained, i
     assert output.read_bytes() == whole
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-16-le without mark"])
 def test_lists_in_the_encodings_of_windows(
     tmp_path: Path, trained: Trained, images: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
 ) -> None:
@@ -247,7 +267,7 @@ def test_lists_in_the_encodings_of_windows(
     (images / "more").mkdir()
     first = first.rename(images / "more" / "prüfling.png")
     text = "\r\n".join([str(others[0]), str(images / "more"), "", "lost.png", str(others[1])])
-    content = ("\ufeff" * (encoding == "utf-16-be") + text).encode(encoding)
+    content = ("\ufeff" * (encoding == "utf-16-be") + text).encode(encoding.removesuffix(" without mark"))
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(content))))  # type: ignore[arg-type]
     output = tmp_path / "results.csv"
     assert main(["predict", str(trained.xml), "-", "--output", str(output), "--threshold", "1"]) == 2
@@ -335,6 +355,32 @@ def test_pictures_above_the_limit(tmp_path: Path, trained: Trained, images: Path
     (failed,) = (row for row in rows(tmp_path / "a.csv") if row["label"] == "error")
     assert "400 x 100 pixels" in failed["error"] and "raise max_pixels (--max-pixels)" in failed["error"]
     assert main([*command, str(tmp_path / "b.csv"), "--max-pixels", "40000"]) == 0
+
+
+def test_names_in_any_letters_on_standard_output(trained: Trained, images: Path) -> None:
+    """Whatever the encoding of the terminal, as in files of results."""
+    file = min(images.iterdir()).rename(images / "日本é.png")
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    arguments = [*COMMAND, "predict", str(trained.xml), str(file), "--threshold", "1"]
+    ended = subprocess.run(arguments, capture_output=True, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    assert "日本é.png".encode() in ended.stdout
+
+
+def test_interrupted_calibration_does_not_advise_to_resume(
+    trained: Trained, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only what writes results can be resumed."""
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Detector, "attempt", interrupt)
+    assert main(["calibrate", str(trained.xml), str(images), "--false-alarms", "0.5", "--output", "new.xml"]) == 130
+    assert capsys.readouterr().err == "ganomaly-edge: interrupted.\n"
+    output = images.parent / "results.csv"
+    assert main(["predict", str(trained.xml), str(images), "--output", str(output)]) == 130
+    assert "--resume continues the file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("delay", [0.05, 0.3, 0.6, 1.2])
@@ -427,6 +473,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["predict", "m.xml", "a.png", "--max-pixels", "0"], "invalid whole number at least 1 value: '0'"),
         (["bench", "m.xml", "--seconds", "0"], "--seconds: invalid finite number above 0 value: '0'"),
         (["bench", "m.xml", "--size", "0", "8"], "invalid whole number at least 1 value: '0'"),
+        (["model-server", "m.xml", "--output", "new", "--device", "FOO"], "'FOO' is none of OpenVINO's devices"),
         (["predict", "m.xml"], "required: paths"),
         ([], "required: COMMAND"),
     ],
@@ -453,6 +500,27 @@ def test_video(tmp_path: Path, trained: Trained) -> None:
     output = tmp_path / "results.csv"
     main(["predict", str(trained.xml), str(path), "--output", str(output)])
     assert [row["path"] for row in rows(output)] == [f"{path}#{number}" for number in range(3)]
+
+
+def test_shortest_bench(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    """One image is measured, however short the time is."""
+    assert main(["bench", str(trained.xml), "--size", "8", "8", "--seconds", "1e-9"]) == 0
+    assert capsys.readouterr().out.count("images/s") == 2
+
+
+def test_bench_of_images_that_are_too_large(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is refused in one line, before memory for them is sought."""
+    assert main(["bench", str(trained.xml), "--size", "1000000", "1000000"]) == 2
+    assert "--size is 1000000 x 1000000, more than 50000000 pixels" in capsys.readouterr().err
+
+
+def test_no_standard_input(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of a service without one."""
+    monkeypatch.setattr("sys.stdin", None)
+    assert main(["predict", str(trained.xml), "-"]) == 2
+    assert capsys.readouterr().err.endswith("There is no standard input to read the list from (-).\n")
 
 
 def test_bench(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
@@ -511,6 +579,7 @@ def test_calibration_overwrites_no_picture(
         (["{xml}", "images", "--threshold", "7"], "--threshold is 7, but the scores of"),
         (["{xml}", ""], "One of the paths is empty"),
         (["{xml}", "-"], "The list on standard input is empty"),
+        (["{xml}", "-", "-"], "can be read once"),
         (["{bin}", "images"], "holds weights only: give"),
         (["{xml}", "images"], "'earlier.csv' holds results already"),
     ],
