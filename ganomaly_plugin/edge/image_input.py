@@ -26,7 +26,7 @@ MAX_PIXELS = 50_000_000
 """Pixels of an image above which it is refused unless told otherwise: decoding takes up to 4 bytes for each."""
 
 _STRIPE = 1 << 20
-"""Pixels that are converted at a time."""
+"""Pixels that are converted at a time, in whole rows: the width above which an image file is refused."""
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -94,6 +94,9 @@ def to_input(
 
     def convert(pixels: Image.Image) -> npt.NDArray[np.float32]:
         size = (pixels.height, pixels.width)
+        if pixels.width > _STRIPE:
+            msg = f"The image is {pixels.width} pixels wide, more than the {_STRIPE} that are read: cut it into parts."
+            raise ImageTooLargeError(msg)
         return _fill(lambda first, last: _rows(pixels, first, last), size, choose_size(size), allocate)
 
     if isinstance(image, Image.Image):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ganomaly_plugin.edge.image_input import is_one, to_input
+from ganomaly_plugin.edge.image_input import ImageTooLargeError, is_one, to_input
 from ganomaly_plugin.image_file import UnreadableImageError
 
 
@@ -69,6 +69,20 @@ def test_errors_of_bytes_name_no_object() -> None:
         with pytest.raises(UnreadableImageError, match="^Cannot read an image from its bytes") as caught:
             to_input(source)
         assert "<_io" not in str(caught.value)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_rows_of_millions_of_pixels_are_refused(tmp_path: Path, turned: bool) -> None:
+    """Rows are read whole, so that memory would follow from their length; columns may have any."""
+    long, path = (1 << 20) + 1, tmp_path / "a.png"
+    if turned:
+        save_turned(path, Image.new("L", (2, long)))
+    else:
+        Image.new("L", (long, 2)).save(path)
+    with pytest.raises(ImageTooLargeError, match="is 1048577 pixels wide"):
+        to_input(path)
+    Image.new("L", (2, long)).save(path)
+    assert to_input(path).shape == (1, 3, long, 2)
 
 
 def test_limit_is_that_of_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
