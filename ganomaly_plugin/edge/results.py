@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, KeysView
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -139,9 +139,9 @@ class Results:
             raise ValueError(msg)
 
     @property
-    def names(self) -> set[str]:
+    def names(self) -> KeysView[str]:
         """Paths of the images that have a result, an error included."""
-        return set(self._labels)
+        return self._labels.keys()
 
     @property
     def scored(self) -> set[str]:
