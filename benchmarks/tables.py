@@ -32,6 +32,7 @@ CHANGE = "image_AUROC_mean_change_last_5_epochs"
 NAMES = {
     "Autoencoder": "autoencoder",
     "FAnoGAN": "f-AnoGAN",
+    "FeatureGANomaly": "GANomaly on features",
     "GANomaly, 256 px, one epoch": "256 px, one epoch",
     "Padim": "PaDiM",
     "Patchcore": "PatchCore",
@@ -186,7 +187,8 @@ def only(runs: DataFrame, categories: Sequence[str]) -> DataFrame:
 
 def cost_of(name: str, model: str, dataset: str) -> list[str]:
     """Return milliseconds an image in OpenVINO FP32 at batch 1 and the model's megabytes, if they were measured."""
-    if (model, dataset, "FP32") not in timings_of(name).index:
+    timed = (RESULTS / f"{name}_timings.csv").is_file()
+    if not timed or (model, dataset, "FP32") not in timings_of(name).index:
         return ["", ""]
     timing = timings_of(name).loc[(model, dataset, "FP32")]
     return [f"{timing['p50']:.2f}", f"{timing['megabytes']:.1f}"]
@@ -242,8 +244,9 @@ def feature_ablation() -> str:
         cells = [str(variant), f"{group['MB_FP16'].mean():.1f}"]
         for images in ("screw", "tile"):
             one = group[group["set"] == images]
-            cells += [mean_and_deviation(one[f"{level}_AUROC"]) for level in ("image", "pixel")]
-        rows.append([*cells, mean_and_deviation(group.groupby("seed")["image_AUROC"].mean())])
+            cells += [mean_and_deviation(one[f"{level}_AUROC"]) if len(one) else "" for level in ("image", "pixel")]
+        whole = group["set"].nunique() == runs["set"].nunique()
+        rows.append([*cells, mean_and_deviation(group.groupby("seed")["image_AUROC"].mean()) if whole else ""])
     head = ["variant", "MB", *(f"{images}, {level}" for images in ("screw", "tile") for level in ("image", "pixel"))]
     return format_table([*head, "mean of image"], rows)
 
@@ -290,6 +293,24 @@ def industrial(name: str = "industrial") -> str:
         rows.append([NAMES.get(str(model), str(model)), *cells, *cost_of(name, str(model), datasets[0])])
     heads = [f"{dataset}, {what}" for dataset in datasets for what in ("image AUROC", "pixel AUROC")]
     return format_table(["", *heads, "OpenVINO, ms", "MB"], rows)
+
+
+@table
+def my_folder() -> str:
+    """Write what a folder of a few parts leads to, a seed in each row."""
+    measured = measurements("my_folder")
+    unseen = measured["settings"]["unseen"]
+    rows = [
+        [
+            str(row["seed"]),
+            f"{row['image_AUROC']:.3f}",
+            f"{row['false_alarms']} of {unseen}",
+            f"{row['found']} of {unseen}",
+            f"{row['train_seconds']:.0f}",
+        ]
+        for row in measured["seeds"]
+    ]
+    return format_table(["seed", "image AUROC", "false alarms", "found", "training and test, s"], rows)
 
 
 @table
@@ -408,9 +429,11 @@ def loading() -> str:
 @table
 def overview() -> str:
     """Write the image AUROCs of all detectors for README."""
-    small, parts = runs_of("digits"), runs_of("industrial")
+    small, features, pixels = runs_of("digits"), runs_of("features"), runs_of("industrial")
+    with_backbone = [*features["model"].unique(), "Patchcore"]  # Those of 128 pixels are in the documentation.
+    parts = pd.concat([features, pixels[~pixels["model"].isin(with_backbone)]])
     datasets = list(parts["dataset"].unique())
-    models = list(dict.fromkeys([*small["model"], *parts["model"]]))
+    models = list(dict.fromkeys([*parts["model"], *small["model"]]))
     rows = []
     for model in models:
         cells = [figure(small[small["model"] == model])]
