@@ -2,6 +2,7 @@
 """How tests share the machine, and real data that lies outside the repository."""
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,18 @@ class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist's own is n
     """Keeps together what shares fixtures: some folders, otherwise each class and the functions of each module."""
 
     def _split_scope(self, nodeid: str) -> str:
-        folder = nodeid.split("/")[1]
-        return folder if folder in ONE_WORKER else str(super()._split_scope(nodeid))
+        return scope_of(nodeid)
+
+
+def scope_of(nodeid: str) -> str:
+    """Return what is kept together with a test."""
+    folder, _, name = nodeid.removeprefix("tests/").partition("/")
+    return folder if name and folder in ONE_WORKER else nodeid.rpartition("::")[0]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
-    """Tell pytest-xdist how to share the tests out."""
+    """Tell pytest-xdist how to share the tests out: in the order in which they were collected."""
+    config.option.loadscopereorder = False  # By the number of tests, that is.
     return Scheduling(config, log)
 
 
@@ -35,10 +42,13 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.hookimpl(tryfirst=True)  # Before ``-m`` selects.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that need real data."""
+    """Mark the tests that need real data, and begin with what takes longest, so that the workers end together."""
+    seconds: Counter[str] = Counter()
     for item in items:
         if "real_data" in getattr(item, "fixturenames", ()):
             item.add_marker("data")
+        seconds[scope_of(item.nodeid)] += 10 if item.get_closest_marker("slow") else 1
+    items.sort(key=lambda item: -seconds[scope_of(item.nodeid)])
 
 
 @pytest.fixture(scope="session")
