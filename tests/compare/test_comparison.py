@@ -5,7 +5,6 @@ import csv
 import json
 import math
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -194,7 +193,6 @@ def test_killed_at_any_moment_and_resumed(
     printed = capsys.readouterr().out
     assert "GANomaly on digits (8), seed 0" not in printed
     assert "GANomaly on digits (8), seed 1: loading\n" in printed
-    assert re.search(r"GANomaly on digits \(8\), seed 1: (epoch \d of 3|test), batch \d+ of \d+\n", printed)
     assert not list(output.rglob("*.unfinished*"))
     assert all(path.stat().st_mtime_ns == written for path, written in finished.items())
     resumed, whole = (read_scores(folder, "GANomaly", 1) for folder in (output, compared.folder))
