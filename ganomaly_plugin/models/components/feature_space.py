@@ -90,7 +90,8 @@ class BackboneFeatures(Space):
 
         Levels stand side by side at the places of the coarsest.
         """
-        parts = zip([*statistics(levels), *statistics.centre(levels)], self.factors * 2, strict=True)
+        centred = statistics.centre(levels)
+        parts = zip([*statistics.whiten(centred), *centred], self.factors * 2, strict=True)
         return torch.cat([F.pixel_unshuffle(level, factor) for level, factor in parts], 1)
 
     def target(self, images: torch.Tensor) -> torch.Tensor:

@@ -62,7 +62,10 @@ class PlaceStatistics(nn.Module):
 
     def forward(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Whiten the levels ``(B, C, h, w)`` of images, fine to coarse, and keep their shapes."""
-        centred = self.centre(features)
+        return self.whiten(self.centre(features))
+
+    def whiten(self, centred: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Whiten what :meth:`centre` returned."""
         parents = [*centred[1:], None]
         return [
             level.whiten(feature, parent) / unit

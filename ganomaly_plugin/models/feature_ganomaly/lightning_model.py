@@ -230,8 +230,8 @@ class FeatureGANomaly(DetectorModule):
 
         These images are taken themselves, unless features are kept.
         """
-        kept = self._training_features
-        if kept is None or not kept.kept:
+        kept = self._kept_features
+        if kept is None:
             return self.model.losses(self._target(self._names, images))
         return self.model.losses(kept.draw(len(images), self.trainer.global_rank, self.trainer.world_size))
 
@@ -239,10 +239,15 @@ class FeatureGANomaly(DetectorModule):
         self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer | LightningOptimizer, *args: Any
     ) -> None:
         """Take all steps of a batch."""
-        kept = self._training_features
-        for _ in range(self.hparams["steps_per_batch"] if kept is not None and kept.kept else 1):
+        for _ in range(1 if self._kept_features is None else self.hparams["steps_per_batch"]):
             super().optimizer_step(epoch, batch_idx, optimizer, *args)
             optimizer.zero_grad()  # Lightning does not between steps of accumulated gradients.
+
+    @property
+    def _kept_features(self) -> TrainingFeatures | None:
+        """The training images' features, if they are kept."""
+        features = self._training_features
+        return features if features is not None and features.kept else None
 
     def _target(self, names: list[str], images: torch.Tensor) -> torch.Tensor:
         """Return what the networks learn from training images; without names, what they score."""
